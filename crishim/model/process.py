@@ -1,0 +1,241 @@
+"""What a process and a container are to the executor: the fields of libcontainer's `Process`, and what surrounds it.
+
+`ProcessSpec` has a home for every field of libcontainer's Process (shared with init and exec). `ContainerSpec` is what
+the pod's monitor needs to start an init process: root, mounts, namespaces, cgroup, filters. Strings that reach the
+kernel are `str` here with surrogateescape for bytes that are not UTF-8.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from crishim.model.resources import Resources
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Numbers inside the container's user namespace (libcontainer Process.UID, GID, AdditionalGroups; umask)."""
+
+    uid: int = 0
+    gid: int = 0
+    #: the complete supplementary list; the primary gid is added by `spec/` (CVE-2022-2995)
+    additional_groups: tuple[int, ...] = ()
+    #: None: 0022 for init, unchanged for an exec
+    umask: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Five sets of capability names ("CAP_CHOWN"), as capabilities(7) has them."""
+
+    bounding: frozenset[str] = frozenset()
+    effective: frozenset[str] = frozenset()
+    permitted: frozenset[str] = frozenset()
+    inheritable: frozenset[str] = frozenset()
+    ambient: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Rlimit:
+    """setrlimit(2); `kind` is "RLIMIT_NOFILE"; -1 is RLIM_INFINITY."""
+
+    kind: str
+    soft: int
+    hard: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """sched_setattr(2); policy is "SCHED_OTHER", "SCHED_FIFO", "SCHED_RR", "SCHED_BATCH", "SCHED_IDLE", "SCHED_DEADLINE"."""
+
+    policy: str
+    nice: int = 0
+    priority: int = 0
+    flags: tuple[str, ...] = ()
+    runtime_ns: int = 0
+    deadline_ns: int = 0
+    period_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class IoPriority:
+    """ioprio_set(2); kind is "IOPRIO_CLASS_RT", "IOPRIO_CLASS_BE" or "IOPRIO_CLASS_IDLE"; priority 0..7."""
+
+    kind: str
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CpuAffinity:
+    """CPU lists ("0-3,5") of an exec before and after it joins its cgroup; None resets to all."""
+
+    initial: str | None = None
+    final: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """One process to run; libcontainer's `Process` field by field (`docs/process.md`)."""
+
+    args: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    user: User = User()
+    #: None leaves "/" of the root
+    cwd: str | None = None
+    #: None: no capability handling for a library caller; CRI always sets it
+    capabilities: Capabilities | None = None
+    apparmor_profile: str | None = None
+    #: SELinux exec label
+    label: str | None = None
+    no_new_privileges: bool = False
+    rlimits: tuple[Rlimit, ...] = ()
+    #: a pseudo terminal becomes stdin, stdout and stderr
+    terminal: bool = False
+    console_width: int = 0
+    console_height: int = 0
+    #: descriptors of the caller that become 3, 4, ... (only a library caller in this process can give them)
+    extra_files: tuple[int, ...] = ()
+    #: descriptor of a connected AF_UNIX stream socket that receives the pty master
+    console_socket: int | None = None
+    #: descriptor of a connected AF_UNIX socket that receives a pidfd of the process
+    pidfd_socket: int | None = None
+    init: bool = False
+    log_level: str = ""
+    #: v1 controller name (or "" for all, and for v2) to a path below the container's cgroup
+    sub_cgroup_paths: Mapping[str, str] = field(default_factory=dict)
+    scheduler: Scheduler | None = None
+    io_priority: IoPriority | None = None
+    cpu_affinity: CpuAffinity | None = None
+    oom_score_adj: int | None = None
+    #: compiled BPF (`spec/seccomp`), array of struct sock_filter
+    seccomp: bytes | None = None
+
+
+class NamespaceKind(enum.Enum):
+    """namespaces(7); the value is the name under /proc/PID/ns."""
+
+    MOUNT = "mnt"
+    PID = "pid"
+    NETWORK = "net"
+    IPC = "ipc"
+    UTS = "uts"
+    CGROUP = "cgroup"
+    USER = "user"
+    TIME = "time"
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A namespace of a container: a new one when `path` is None, else the one at `path`. Kinds not listed are the host's."""
+
+    kind: NamespaceKind
+    path: str | None = None
+
+
+class Propagation(enum.Enum):
+    """Mount propagation as CRI names it: PRIVATE (rprivate), HOST_TO_CONTAINER (rslave), BIDIRECTIONAL (rshared)."""
+
+    PRIVATE = "rprivate"
+    HOST_TO_CONTAINER = "rslave"
+    BIDIRECTIONAL = "rshared"
+
+
+@dataclass(frozen=True, slots=True)
+class MountSpec:
+    """One mount inside the container, in the order given.
+
+    kind: "bind" (source is a host path), or a file system type: "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup".
+    options: file system data ("mode=755", "size=65536k"); flags: "ro", "nosuid", "nodev", "noexec", "rro", "relatime",
+    "strictatime", "noatime". A bind is recursive unless `recursive` is False.
+    """
+
+    target: str
+    kind: str = "bind"
+    source: str = ""
+    flags: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    propagation: Propagation = Propagation.PRIVATE
+    recursive: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceNode:
+    """A device node to make in the container's /dev; kind is "c" or "b"."""
+
+    path: str
+    kind: str
+    major: int
+    minor: int
+    mode: int = 0o666
+    uid: int = 0
+    gid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRule:
+    """One rule of the devices cgroup: kind "a", "b", "c"; None is any; access is a subset of "rwm"."""
+
+    allow: bool
+    kind: str = "a"
+    major: int | None = None
+    minor: int | None = None
+    access: str = "rwm"
+
+
+@dataclass(frozen=True, slots=True)
+class RootFs:
+    """The container's root: overlay of `lowers` (topmost first) with `upper` and `work`, or a plain directory `path`."""
+
+    lowers: tuple[str, ...] = ()
+    upper: str | None = None
+    work: str | None = None
+    path: str | None = None
+    readonly: bool = False
+    #: propagation of the container's "/" (rootfsPropagation of OCI)
+    propagation: Propagation = Propagation.PRIVATE
+
+
+@dataclass(frozen=True, slots=True)
+class LogTarget:
+    """Where the output of a container goes: a CRI log file, opened below `directory` without leaving it by a symlink.
+
+    directory: absolute log directory of the pod; path: relative to it, as CRI's `log_path`. None of both: no log.
+    """
+
+    directory: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupSpec:
+    """The cgroup of a container: `path` below the hierarchy root ("/kubepods/pod1/ID"), limits and device rules."""
+
+    path: str
+    resources: Resources = Resources()
+    devices: tuple[DeviceRule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """All that the monitor needs to start a container's init process."""
+
+    id: str
+    process: ProcessSpec
+    rootfs: RootFs
+    cgroup: CgroupSpec
+    namespaces: tuple[Namespace, ...] = ()
+    mounts: tuple[MountSpec, ...] = ()
+    device_nodes: tuple[DeviceNode, ...] = ()
+    masked_paths: tuple[str, ...] = ()
+    readonly_paths: tuple[str, ...] = ()
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    hostname: str | None = None
+    domainname: str | None = None
+    log: LogTarget | None = None
+    #: keep a pipe to stdin open (CRI `stdin`); otherwise /dev/null
+    stdin: bool = False
+    stdin_once: bool = False
+    #: a missing host source of a bind is made as a directory 0755, as containerd and CRI-O do
+    make_missing_sources: bool = True
