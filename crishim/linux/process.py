@@ -1,0 +1,162 @@
+"""Processes: clone3(2), namespaces, prctl(2), capabilities, scheduling. For single-threaded callers only.
+
+`clone3` runs no fork hook of Python: its child must end in execve(2) or `os._exit` (design: how a child is born).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+from crishim.linux.syscall import Long, UnsignedLong, call, libc, number
+
+CLONE_NEWTIME = 0x80
+CLONE_PIDFD = 0x1000
+CLONE_NEWNS = 0x20000
+CLONE_NEWCGROUP = 0x2000000
+CLONE_NEWUTS = 0x4000000
+CLONE_NEWIPC = 0x8000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+CLONE_INTO_CGROUP = 1 << 33
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
+PR_SET_NAME = 15
+PR_SET_SECCOMP = 22
+PR_CAPBSET_READ = 23
+PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+SECCOMP_MODE_FILTER = 2
+
+SIGCHLD = 17
+
+_CLONE3 = number("clone3")
+_SETNS = number("setns")
+_UNSHARE = number("unshare")
+_PRCTL = number("prctl")
+_CAPSET = number("capset")
+_CAPGET = number("capget")
+_GETCWD = number("getcwd")
+_CLOSE_RANGE = number("close_range")
+_IOPRIO_SET = number("ioprio_set")
+_SCHED_SETATTR = number("sched_setattr")
+
+
+def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
+    """(pid, pidfd) in the parent, (0, -1) in the child; CLONE_PIDFD is always set.
+
+    cgroup: descriptor of a cgroup v2 directory the child is born in, or -1. The child shares nothing and must not
+    return into the caller's loop. Source: clone3(2), Linux 5.3 (5.7 for the cgroup).
+    """
+    pidfd = ctypes.c_int(-1)
+    flags |= CLONE_PIDFD | (CLONE_INTO_CGROUP if cgroup >= 0 else 0)
+    args = struct.pack(
+        "=11Q", flags, ctypes.addressof(pidfd), 0, 0, SIGCHLD, 0, 0, 0, 0, 0, cgroup if cgroup >= 0 else 0
+    )
+    pid = call(_CLONE3, args, Long(len(args)))
+    return pid, pidfd.value if pid else -1
+
+
+def setns(fd: int, kinds: int) -> None:
+    """Join the namespace of an open /proc/PID/ns file, or those of `kinds` of the process of a pidfd (Linux 5.8)."""
+    call(_SETNS, fd, Long(kinds))
+
+
+def unshare(kinds: int) -> None:
+    """Leave the namespaces of `kinds` for new ones."""
+    call(_UNSHARE, UnsignedLong(kinds))
+
+
+def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
+    """prctl(2) with integer arguments."""
+    return call(_PRCTL, Long(option), UnsignedLong(arg2), UnsignedLong(arg3), UnsignedLong(0), UnsignedLong(0))
+
+
+def set_name(name: bytes) -> None:
+    """Name of the calling thread, at most 15 bytes (PR_SET_NAME)."""
+    call(_PRCTL, Long(PR_SET_NAME), name, UnsignedLong(0), UnsignedLong(0), UnsignedLong(0))
+
+
+def load_seccomp(program: bytes) -> None:
+    """Load a compiled filter (array of struct sock_filter) for the calling thread.
+
+    Needs no_new_privs or CAP_SYS_ADMIN (EACCES). Source: seccomp(2), struct sock_fprog.
+    """
+    filters = ctypes.create_string_buffer(program, len(program))
+    fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(filters))
+    call(_PRCTL, Long(PR_SET_SECCOMP), UnsignedLong(SECCOMP_MODE_FILTER), fprog, UnsignedLong(0), UnsignedLong(0))
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """Set the three sets of the calling thread, each a bit mask by capability number (capset(2), version 3)."""
+    header = struct.pack("=Ii", 0x20080522, 0)
+    low = 0xFFFFFFFF
+    data = struct.pack(
+        "=6I", effective & low, permitted & low, inheritable & low, effective >> 32, permitted >> 32, inheritable >> 32
+    )
+    call(_CAPSET, header, data)
+
+
+def capget() -> tuple[int, int, int]:
+    """(effective, permitted, inheritable) of the calling thread as bit masks."""
+    header = struct.pack("=Ii", 0x20080522, 0)
+    data = ctypes.create_string_buffer(24)
+    call(_CAPGET, header, data)
+    e0, p0, i0, e1, p1, i1 = struct.unpack("=6I", data.raw)
+    return e0 | e1 << 32, p0 | p1 << 32, i0 | i1 << 32
+
+
+def bounding_set() -> int:
+    """The capability bounding set of the calling thread as a bit mask."""
+    mask = 0
+    for capability in range(64):
+        try:
+            mask |= prctl(PR_CAPBSET_READ, capability) << capability
+        except OSError:  # EINVAL: beyond the last capability of this kernel
+            break
+    return mask
+
+
+def getcwd() -> bytes:
+    """The kernel's idea of the working directory, without the library's search: "(unreachable)/..." stays visible."""
+    buffer = ctypes.create_string_buffer(4096)
+    length = call(_GETCWD, buffer, UnsignedLong(4096))
+    return buffer.raw[: length - 1]
+
+
+def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
+    """Close every descriptor from `first` to `last` (close_range(2), Linux 5.9)."""
+    call(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(0))
+
+
+def ioprio_set(value: int) -> None:
+    """I/O priority of the calling process: class << 13 | priority."""
+    call(_IOPRIO_SET, Long(1), Long(0), Long(value))
+
+
+def sched_setattr(policy: int, flags: int, nice: int, priority: int, runtime: int, deadline: int, period: int) -> None:
+    """Scheduling attributes of the calling thread (sched_setattr(2))."""
+    attr = struct.pack("=IIQiIQQQ", 48, policy, flags, nice, priority, runtime, deadline, period)
+    call(_SCHED_SETATTR, Long(0), attr, Long(0))
+
+
+def sethostname(name: bytes) -> None:
+    """Host name of the calling thread's UTS namespace."""
+    if libc.sethostname(name, len(name)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def setdomainname(name: bytes) -> None:
+    """NIS domain name of the calling thread's UTS namespace."""
+    if libc.setdomainname(name, len(name)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
