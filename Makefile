@@ -1,0 +1,74 @@
+# `make help` lists the targets. A fresh Debian or Ubuntu machine needs make and Python 3.11 or newer, and root for
+# anything that runs a container; everything else is installed by the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+RUN_PACKAGES := busybox-static iproute2 nftables
+TEST_PACKAGES := $(RUN_PACKAGES) containernetworking-plugins docker-registry gcc libc6-dev util-linux
+BENCH_PACKAGES := crun libseccomp-dev gcc libc6-dev pkg-config
+TEST_TOOLS := kubelet crictl
+BENCH_TOOLS := runc containerd containerd-shim-runc-v2 ctr
+TOOLS ?= $(TEST_TOOLS)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check bench proto e2e-tools soak venv dev-venv packages lint python
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "Python 3.11 or newer is needed; say which one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || packaging/install-packages python3-venv
+
+$(BIN)/python: | python
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run-installed: requirements.lock | $(BIN)/python
+	$(PIP) install --require-hashes -r requirements.lock
+	@touch $@
+
+$(VENV)/.dev-installed: requirements-dev.lock pyproject.toml | $(BIN)/python
+	$(PIP) install --require-hashes -r requirements-dev.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+venv: $(VENV)/.run-installed
+
+dev-venv: $(VENV)/.dev-installed
+
+packages:
+	@packaging/install-packages $(TEST_PACKAGES)
+
+run: venv ## start a server, run a pod through CRI and serve until Ctrl-C (ONCE=1: end after the pod)
+	@packaging/install-packages $(RUN_PACKAGES)
+	$(BIN)/python -m crishim.cli.main demo $(if $(ONCE),--once)
+
+lint: dev-venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: lint ## format, lint, types, import rooms, generated stubs and unit tests
+	$(BIN)/python -m pytest -q tests/unit
+
+test: packages lint e2e-tools ## everything that continuous integration runs: lint, then the tests of all tiers
+	$(BIN)/python -m pytest tests/unit tests/integration tests/e2e
+
+e2e-tools: dev-venv ## build the programs that end-to-end tests need (TOOLS="kubelet crictl ...")
+	@$(BIN)/python -m tests.e2e.tools $(TOOLS)
+
+bench: dev-venv ## measure beside runc, crun and containerd, in one run (BENCH="run exec cri ...")
+	@packaging/install-packages $(RUN_PACKAGES) $(BENCH_PACKAGES)
+	@$(BIN)/python -m tests.e2e.tools $(BENCH_TOOLS)
+	$(BIN)/python -m tests.bench $(BENCH)
+
+soak: dev-venv packages ## long faults and repeated end-to-end runs (MINUTES=30)
+	$(BIN)/python -m tests.e2e.tools $(TEST_TOOLS)
+	$(BIN)/python -m tests.e2e.soak --minutes $(or $(MINUTES),30)
+
+proto: dev-venv ## generate crishim/cri/pb from the protocol definitions
+	$(BIN)/python -m crishim.cri.generate

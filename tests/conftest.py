@@ -1,0 +1,56 @@
+"""What holds for every tier: in CI an unexpected skip is a failure, and a test session leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import uuid
+
+import pytest
+
+from tests.support.leftovers import MARK, Machine, new_since
+from tests.support.skips import unexpected_skips
+
+IN_CI = os.environ.get("CRISHIM_CI") == "1"
+
+_before = pytest.StashKey[Machine]()
+_leftovers = pytest.StashKey[list[str]]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    # processes inherit the mark, so one that daemonised is still known as ours
+    os.environ[MARK] = uuid.uuid4().hex
+    session.config.stash[_before] = Machine.observe()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Turns a green session red when it left something behind or skipped what CI is meant to run."""
+    leftovers = new_since(session.config.stash[_before], deadline_s=5.0)
+    session.config.stash[_leftovers] = leftovers
+    skipped = unexpected_skips(_skip_reports(session.config)) if IN_CI else []
+    if exitstatus == pytest.ExitCode.OK and IN_CI and (leftovers or skipped):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    config = terminalreporter.config
+    problems = {
+        "left behind by the tests": config.stash.get(_leftovers, []),
+        "skipped, though nothing expects it": unexpected_skips(_skip_reports(config)) if IN_CI else [],
+    }
+    for title, lines in problems.items():
+        if lines:
+            terminalreporter.section(title, red=IN_CI)
+            terminalreporter.write_line("\n".join(lines))
+
+
+def _skip_reports(config: pytest.Config) -> list[tuple[str, str]]:
+    """(node id, reason) of every skip so far."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:
+        return []
+    return [(report.nodeid, _reason(report)) for report in reporter.stats.get("skipped", [])]
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    return report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
