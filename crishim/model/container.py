@@ -105,7 +105,7 @@ class ContainerConfig:
     stdin: bool = False
     stdin_once: bool = False
     tty: bool = False
-    #: CRI Signal number, 0 unset
+    #: Linux signal number (`cri/signals.py` translates CRI's own numbers), 0 unset
     stop_signal: int = 0
     resources: Resources = Resources()
     security: ContainerSecurity = ContainerSecurity()
