@@ -101,15 +101,15 @@ class LogWriter:
             end = cut
         self._tails[stream] = data[end:] if end else data
         if batch:
-            self._write(batch, len(now) + len(_NAMES[stream]) + 4)
+            self._write(batch, _head_bytes(batch), end)
 
     def end(self, stream: int) -> None:
         """The stream is over: an unfinished line is written as a P line, as containerd does. Can be called again."""
         tail = self._tails[stream]
         if tail:
             self._tails[stream] = b""
-            now = stamp(time.time_ns())
-            self._write(format_pieces(tail, _NAMES[stream], now), len(now) + len(_NAMES[stream]) + 4)
+            batch = format_pieces(tail, _NAMES[stream], stamp(time.time_ns()))
+            self._write(batch, _head_bytes(batch), len(tail))
 
     def close(self) -> None:
         """End both streams and close the file. A line that a full disk cut is taken back and counted as lost."""
@@ -124,24 +124,28 @@ class LogWriter:
         if fd >= 0:
             _close(fd)
 
-    def _write(self, batch: bytes, head: int) -> None:
-        """Append whole lines, each with `head` bytes before its content; lines that do not fit are counted as lost."""
+    def _write(self, batch: bytes, head: int, fed: int) -> None:
+        """Append whole lines, each with `head` bytes before its content, made of `fed` bytes of output.
+
+        Lines that do not fit are counted as lost.
+        """
         if self._torn and not self._end_torn_line():
             self._count_lost(batch, head)
             return
         done = self._append(batch)
-        if done < len(batch):
+        if done == len(batch):
+            lines, content = _sizes(batch, head, fed)
+        else:
             first = batch.rfind(b"\n", 0, done) + 1
+            rest = first
             if done > first:
-                end = batch.index(b"\n", done) + 1
-                self._torn, self._torn_done = batch[first:end], done - first
-                self._count_lost(batch[end:], head)
-            else:
-                self._count_lost(batch[first:], head)
-            batch = batch[:first]
-        lines = batch.count(b"\n")
+                rest = batch.index(b"\n", done) + 1
+                self._torn, self._torn_done = batch[first:rest], done - first
+            self._count_lost(batch[rest:], head)
+            lines = batch.count(b"\n", 0, first)
+            content = first - lines * (head + 1)
         self.lines_written += lines
-        self.bytes_written += len(batch) - lines * (head + 1)
+        self.bytes_written += content
 
     def _append(self, batch: bytes) -> int:
         """Bytes of `batch` that reached the file; fewer than all when write(2) failed."""
@@ -180,8 +184,20 @@ class LogWriter:
         self.bytes_lost += len(lines) - count * (head + 1)
 
 
+def _sizes(batch: bytes, head: int, fed: int) -> tuple[int, int]:
+    """Lines of a batch and their content bytes, from its growth: counting newlines would take as long as formatting.
+
+    Each line grew by its head, and a P piece by a newline besides. The pieces of up to 512 KiB are fewer than `head`.
+    """
+    if fed > 32 * LINE_LIMIT_BYTES:
+        lines = batch.count(b"\n")
+        return lines, len(batch) - lines * (head + 1)
+    lines, pieces = divmod(len(batch) - fed, head)
+    return lines, fed - (lines - pieces)
+
+
 def _head_bytes(line: bytes) -> int:
-    """Length of "time stream tag " of a formatted line; the three words hold no space."""
+    """Length of "time stream tag " of formatted lines; the three words hold no space."""
     return line.index(b" ", line.index(b" ", line.index(b" ") + 1) + 1) + 1
 
 

@@ -49,6 +49,7 @@ def text_of(path: Path, stream: bytes) -> bytes:
             st.one_of(
                 st.binary(max_size=60),
                 st.integers(1, 70000).map(lambda n: b"z" * n),
+                st.integers(600_000, 800_000).map(lambda n: b"z" * n),
                 st.lists(st.binary(max_size=5), max_size=8).map(b"\n".join),
                 st.integers(1, 40000).map(lambda n: b"z" * n + b"\n"),
             ),

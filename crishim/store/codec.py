@@ -1,0 +1,210 @@
+"""Model dataclasses to JSON and back, by their type hints: one codec per class, built once.
+
+Strict at reading: an unknown field, a missing one without a default, or a value of another type is a DecodeError that
+names the path of the field. Text that holds bytes which are not UTF-8 (surrogateescape) survives, because JSON is
+written in ASCII. Enums travel by name, bytes as base64, sets sorted.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import enum
+import functools
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class DecodeError(ValueError):
+    """The JSON does not hold the expected value; the message begins with the path of the field."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Codec:
+    """Both directions of one type; `decode` takes the JSON value and the path for messages."""
+
+    encode: Callable[[Any], Any]
+    decode: Callable[[Any, str], Any]
+
+
+def to_json(value: object) -> dict[str, Any]:
+    """The JSON object of a dataclass value, with every field."""
+    kind: Any = type(value)
+    encoded: dict[str, Any] = _codec_of(kind).encode(value)
+    return encoded
+
+
+def from_json(kind: type[T], value: object, path: str = "") -> T:
+    """The dataclass `kind` of a JSON object. Raises DecodeError."""
+    hint: Any = kind
+    decoded: T = _codec_of(hint).decode(value, path)
+    return decoded
+
+
+def to_bytes(value: object) -> bytes:
+    """The JSON text of a dataclass value, ASCII."""
+    return json.dumps(to_json(value), separators=(",", ":")).encode("ascii")
+
+
+def from_bytes(kind: type[T], text: bytes) -> T:
+    """The dataclass `kind` of a JSON text. Raises DecodeError."""
+    return from_json(kind, parse(text))
+
+
+def parse(text: bytes) -> object:
+    """The value of a JSON text. Raises DecodeError for what is no JSON."""
+    try:
+        value: object = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DecodeError(f"not JSON: {error}") from None
+    return value
+
+
+@functools.cache
+def _codec_of(hint: Any) -> _Codec:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _optional(hint)
+    if origin is tuple:
+        return _tuple(typing.get_args(hint))
+    if origin is frozenset:
+        return _frozenset(typing.get_args(hint)[0])
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return _mapping(*typing.get_args(hint))
+    if isinstance(hint, typing.NewType):
+        return _codec_of(hint.__supertype__)
+    if hint in (str, int, bool, float):
+        return _plain(hint)
+    if hint is bytes:
+        return _Codec(lambda value: base64.b64encode(value).decode("ascii"), _decode_bytes)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return _enum(hint)
+    if dataclasses.is_dataclass(hint):
+        return _dataclass(hint)
+    raise TypeError(f"the store has no codec for {hint!r}")
+
+
+def _plain(kind: type) -> _Codec:
+    def decode(value: object, path: str) -> object:
+        if kind is float and type(value) is int:
+            return float(value)
+        if type(value) is not kind:
+            raise DecodeError(f"{path}: {value!r} is not of type {kind.__name__}")
+        return value
+
+    return _Codec(_same, decode)
+
+
+def _optional(hint: Any) -> _Codec:
+    inner_hints = [arg for arg in typing.get_args(hint) if arg is not types.NoneType]
+    if len(inner_hints) != 1:
+        raise TypeError(f"the store has no codec for the union {hint!r}")
+    inner = _codec_of(inner_hints[0])
+    return _Codec(
+        lambda value: None if value is None else inner.encode(value),
+        lambda value, path: None if value is None else inner.decode(value, path),
+    )
+
+
+def _tuple(args: tuple[Any, ...]) -> _Codec:
+    if len(args) == 2 and args[1] is Ellipsis:
+        item = _codec_of(args[0])
+        return _Codec(
+            lambda value: [item.encode(part) for part in value],
+            lambda value, path: tuple(
+                item.decode(part, f"{path}[{index}]") for index, part in enumerate(_list(value, path))
+            ),
+        )
+    items = [_codec_of(arg) for arg in args]
+
+    def decode(value: object, path: str) -> tuple[Any, ...]:
+        parts = _list(value, path)
+        if len(parts) != len(items):
+            raise DecodeError(f"{path}: {len(parts)} values instead of {len(items)}")
+        return tuple(codec.decode(part, f"{path}[{index}]") for index, (codec, part) in enumerate(zip(items, parts)))
+
+    return _Codec(lambda value: [codec.encode(part) for codec, part in zip(items, value, strict=True)], decode)
+
+
+def _frozenset(hint: Any) -> _Codec:
+    item = _codec_of(hint)
+    return _Codec(
+        lambda value: sorted(item.encode(part) for part in value),
+        lambda value, path: frozenset(item.decode(part, path) for part in _list(value, path)),
+    )
+
+
+def _mapping(key_hint: Any, value_hint: Any) -> _Codec:
+    if key_hint is not str:
+        raise TypeError(f"the store has no codec for keys of {key_hint!r}")
+    item = _codec_of(value_hint)
+    return _Codec(
+        lambda value: {key: item.encode(part) for key, part in value.items()},
+        lambda value, path: {key: item.decode(part, f"{path}[{key!r}]") for key, part in _dict(value, path).items()},
+    )
+
+
+def _enum(kind: type[enum.Enum]) -> _Codec:
+    def decode(value: object, path: str) -> enum.Enum:
+        if not isinstance(value, str) or value not in kind.__members__:
+            raise DecodeError(f"{path}: {value!r} is not one of {', '.join(kind.__members__)}")
+        return kind[value]
+
+    return _Codec(lambda value: value.name, decode)
+
+
+def _dataclass(kind: Any) -> _Codec:
+    hints = typing.get_type_hints(kind)
+    fields = dataclasses.fields(kind)
+    codecs = {field.name: _codec_of(hints[field.name]) for field in fields}
+    required = {
+        field.name
+        for field in fields
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+
+    def encode(value: Any) -> dict[str, Any]:
+        return {name: codec.encode(getattr(value, name)) for name, codec in codecs.items()}
+
+    def decode(value: object, path: str) -> Any:
+        found = _dict(value, path)
+        if unknown := found.keys() - codecs.keys():
+            raise DecodeError(f"{_join(path, min(unknown))}: unknown field of {kind.__name__}")
+        if missing := required - found.keys():
+            raise DecodeError(f"{_join(path, min(missing))}: missing")
+        return kind(**{name: codecs[name].decode(part, _join(path, name)) for name, part in found.items()})
+
+    return _Codec(encode, decode)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _decode_bytes(value: object, path: str) -> bytes:
+    try:
+        return base64.b64decode(value, validate=True)  # type: ignore[arg-type]
+    except (TypeError, binascii.Error, ValueError):
+        raise DecodeError(f"{path}: {value!r} is not base64") from None
+
+
+def _list(value: object, path: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise DecodeError(f"{path}: {value!r} is not a list")
+    return value
+
+
+def _dict(value: object, path: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DecodeError(f"{path or 'value'}: {value!r} is not an object")
+    return value
