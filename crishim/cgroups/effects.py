@@ -76,30 +76,50 @@ def attach_devices(directory: int, program: bytes) -> None:
         os.close(fd)
 
 
-def join(h: Hierarchy, path: str, pid: int, *, unified: bool = True) -> None:
+def join(h: Hierarchy, path: str | bytes, pid: int, *, unified: bool = True) -> None:
     """Move a process (0: the caller) into the cgroup in every tree; unified=False when it was born in the v2 one.
 
     For an exec leaf, trees that do not have the leaf take the container's cgroup. Moving all threads, so `pid` may be
     any of the process. ProcessLookupError when it is gone.
     """
-    for tree in h.trees() if unified else h.v1_trees():
-        _move(_with_leaf(tree, path) + b"/cgroup.procs", pid)
+    for file in procs_files(h, path):
+        _move(file, pid)
+    if unified and h.mount:
+        _move(_with_leaf(h.mount, path) + b"/cgroup.procs", pid)
 
 
-def open_dir(h: Hierarchy, path: str) -> int:
+def procs_files(h: Hierarchy, path: str | bytes) -> list[bytes]:
+    """The cgroup.procs files of v1 trees that a process born in the v2 cgroup still has to enter, in order."""
+    return [_with_leaf(tree, path) + b"/cgroup.procs" for tree in h.v1_trees()]
+
+
+def directories(h: Hierarchy, path: str | bytes) -> list[tuple[bytes, bytes]]:
+    """(name, directory) of the cgroup in each tree, named as under /sys/fs/cgroup; the only one of a v2 node is b""."""
+    if h.mode == "v2":
+        return [(b"", join_path(h.mount, path))]
+    return [(os.path.basename(tree), join_path(tree, path)) for tree in h.trees()]
+
+
+def enter(h: Hierarchy, path: str | bytes) -> None:
+    """Make a cgroup without limits in every tree and move the calling process there."""
+    create(h, CgroupPlan(os.fsdecode(path), []))
+    join(h, path, 0)
+
+
+def open_dir(h: Hierarchy, path: str | bytes) -> int:
     """Descriptor of the v2 directory, for CLONE_INTO_CGROUP; -1 on a v1 node, which has none."""
     if not h.mount:
         return -1
     return os.open(join_path(h.mount, path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
 
-def exec_leaf(h: Hierarchy, path: str, n: int) -> str:
+def exec_leaf(h: Hierarchy, path: str | bytes, n: int) -> str:
     """Path of the leaf "exec.N" of a container's cgroup, made when it is not there.
 
     It is a directory of the v2 tree without controllers, so the container's processes may stay in its parent; on a v1
     node it is in the freezer tree alone. Its only use is to find the processes of one exec.
     """
-    leaf = f"{path}/exec.{n}"
+    leaf = f"{os.fsdecode(path)}/exec.{n}"
     tree = h.mount or h.controllers.get("freezer")
     if tree is None:
         raise OSError(errno.EOPNOTSUPP, "neither cgroup v2 nor a freezer controller", path)
@@ -110,7 +130,7 @@ def exec_leaf(h: Hierarchy, path: str, n: int) -> str:
     return leaf
 
 
-def remove(h: Hierarchy, path: str, *, tries: int = _REMOVE_TRIES) -> bool:
+def remove(h: Hierarchy, path: str | bytes, *, tries: int = _REMOVE_TRIES) -> bool:
     """Remove the cgroup and all below it from every tree; True when none of it is left. Safe to repeat.
 
     A cgroup stays busy until its zombies are reaped: it is tried `tries` times, with pauses that double from 1 ms.
@@ -242,7 +262,7 @@ def _restrict_devices(h: Hierarchy, plan: CgroupPlan) -> None:
             os.close(fd)
 
 
-def _with_leaf(tree: bytes, path: str) -> bytes:
+def _with_leaf(tree: bytes, path: str | bytes) -> bytes:
     directory = join_path(tree, path)
     if os.path.basename(directory).startswith(_EXEC_LEAF) and not os.path.isdir(directory):
         return os.path.dirname(directory)

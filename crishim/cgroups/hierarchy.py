@@ -8,43 +8,13 @@ from __future__ import annotations
 
 import os
 
-#: controllers of v1 kernels; any other directory that is a cgroup tree is a named one ("systemd" is "name=systemd")
-_KERNEL_CONTROLLERS = frozenset(
-    [
-        "cpuset",
-        "cpu",
-        "cpuacct",
-        "blkio",
-        "memory",
-        "devices",
-        "freezer",
-        "net_cls",
-        "perf_event",
-        "net_prio",
-        "hugetlb",
-        "pids",
-        "rdma",
-        "misc",
-    ]
-)
 #: cpuset first: a join of an unfilled cpuset fails, and then nothing else was changed. The v2 tree comes after these.
-_JOIN_ORDER = [
-    "cpuset",
-    "devices",
-    "memory",
-    "cpu",
-    "cpuacct",
-    "pids",
-    "blkio",
-    "hugetlb",
-    "net_cls",
-    "net_prio",
-    "perf_event",
-    "freezer",
-    "rdma",
-    "name=systemd",
-    "misc",
-]
+_JOIN_ORDER = (
+    *("cpuset", "devices", "memory", "cpu", "cpuacct", "pids", "blkio", "hugetlb", "net_cls", "net_prio"),
+    *("perf_event", "freezer", "rdma", "name=systemd", "misc"),
+)
+#: any other directory that is a cgroup tree is a named one without controller ("systemd" is "name=systemd")
+_KERNEL_CONTROLLERS = frozenset(_JOIN_ORDER) - {"name=systemd"}
 
 
 class Hierarchy:

@@ -21,7 +21,7 @@ _FREEZE_S = 10.0
 _V1_THAW_EVERY = 50
 
 
-def pids(h: Hierarchy, path: str) -> list[int]:
+def pids(h: Hierarchy, path: str | bytes) -> list[int]:
     """Process ids in the cgroup and below, as the caller's pid namespace has them (0: outside of it)."""
     found: list[int] = []
     for fd in walk(_tree_path(h, path)):
@@ -30,7 +30,7 @@ def pids(h: Hierarchy, path: str) -> list[int]:
     return found
 
 
-def is_empty(h: Hierarchy, path: str) -> bool:
+def is_empty(h: Hierarchy, path: str | bytes) -> bool:
     """True when no process, zombies aside, is in the cgroup or below."""
     if h.mount:
         events = read_or_none(_tree_path(h, path) + b"/cgroup.events")
@@ -38,7 +38,7 @@ def is_empty(h: Hierarchy, path: str) -> bool:
     return not pids(h, path)
 
 
-def kill(h: Hierarchy, path: str) -> None:
+def kill(h: Hierarchy, path: str | bytes) -> None:
     """SIGKILL to every process in the cgroup and below, those being forked now included. Does not wait for the end."""
     if h.mount:
         try:
@@ -52,7 +52,7 @@ def kill(h: Hierarchy, path: str) -> None:
     _kill_each(h, path)
 
 
-def freeze(h: Hierarchy, path: str, *, timeout_s: float = _FREEZE_S) -> None:
+def freeze(h: Hierarchy, path: str | bytes, *, timeout_s: float = _FREEZE_S) -> None:
     """Stop every process of the cgroup and below; returns when all stand still.
 
     TimeoutError, and thawed again, when one of them could not be stopped in time (it waits for a device or an NFS
@@ -69,7 +69,7 @@ def freeze(h: Hierarchy, path: str, *, timeout_s: float = _FREEZE_S) -> None:
         raise TimeoutError(errno.ETIMEDOUT, f"not frozen within {timeout_s:g} s", path)
 
 
-def thaw(h: Hierarchy, path: str) -> None:
+def thaw(h: Hierarchy, path: str | bytes) -> None:
     """Let the processes run again; nothing to do when the cgroup is gone."""
     file, value = (b"/cgroup.freeze", "0") if h.mount else (b"/freezer.state", "THAWED")
     try:
@@ -79,7 +79,7 @@ def thaw(h: Hierarchy, path: str) -> None:
             raise
 
 
-def oom_kills(h: Hierarchy, path: str) -> int:
+def oom_kills(h: Hierarchy, path: str | bytes) -> int:
     """Processes that the kernel killed for memory in the cgroup and below since it was made; 0 when it is gone."""
     tree = h.controllers.get("memory")
     if tree is None:
@@ -92,13 +92,13 @@ def oom_kills(h: Hierarchy, path: str) -> int:
     return sum(flat_keyed(text or b"").get(b"oom_kill", 0) for text in texts)
 
 
-def _tree_path(h: Hierarchy, path: str) -> bytes:
+def _tree_path(h: Hierarchy, path: str | bytes) -> bytes:
     """The directory that is asked about processes; an exec leaf of a v1 node is in the freezer tree alone."""
     tree = h.mount or h.controllers.get("freezer") or next(iter(h.controllers.values()))
     return join_path(tree, path)
 
 
-def _kill_each(h: Hierarchy, path: str) -> None:
+def _kill_each(h: Hierarchy, path: str | bytes) -> None:
     """Freeze, signal, thaw, until a round meets nobody new: frozen processes cannot fork away from the list."""
     signalled: set[int] = set()
     for _ in range(_KILL_ROUNDS):
@@ -115,7 +115,7 @@ def _kill_each(h: Hierarchy, path: str) -> None:
         signalled |= found
 
 
-def _kill_member(h: Hierarchy, path: str, pid: int) -> None:
+def _kill_member(h: Hierarchy, path: str | bytes, pid: int) -> None:
     """SIGKILL through a pidfd, after a look that the process it means is one of the cgroup: numbers are reused."""
     try:
         pidfd = os.pidfd_open(pid)
@@ -130,7 +130,7 @@ def _kill_member(h: Hierarchy, path: str, pid: int) -> None:
         os.close(pidfd)
 
 
-def _freeze_v2(h: Hierarchy, path: str, deadline: float) -> bool:
+def _freeze_v2(h: Hierarchy, path: str | bytes, deadline: float) -> bool:
     directory = _tree_path(h, path)
     write(directory + b"/cgroup.freeze", "1")
     events = os.open(directory + b"/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
@@ -147,7 +147,7 @@ def _freeze_v2(h: Hierarchy, path: str, deadline: float) -> bool:
         os.close(events)
 
 
-def _freeze_v1(h: Hierarchy, path: str, deadline: float) -> bool:
+def _freeze_v1(h: Hierarchy, path: str | bytes, deadline: float) -> bool:
     """FROZEN is reached by asking again and again; a thaw now and then frees tasks that block each other."""
     file = _tree_path(h, path) + b"/freezer.state"
     tries = 0

@@ -85,7 +85,7 @@ class Stats:
         self.io_pressure: Pressure | None = None
 
 
-def read(h: Hierarchy, path: str) -> Stats:
+def read(h: Hierarchy, path: str | bytes) -> Stats:
     """A sample of the cgroup, those below included as the kernel counts them. Never raises for what is missing."""
     stats = Stats()
     _read_cpu(h, path, stats)
@@ -113,7 +113,7 @@ def parse_pressure(text: bytes | None) -> Pressure | None:
     return Pressure(stalls.get(b"some"), stalls.get(b"full"))
 
 
-def _text(h: Hierarchy, controller: str, path: str, file: bytes) -> bytes | None:
+def _text(h: Hierarchy, controller: str, path: str | bytes, file: bytes) -> bytes | None:
     tree = h.controllers.get(controller)
     return None if tree is None else read_or_none(join_path(tree, path) + b"/" + file)
 
@@ -124,7 +124,7 @@ def _number(text: bytes | None) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _read_cpu(h: Hierarchy, path: str, stats: Stats) -> None:
+def _read_cpu(h: Hierarchy, path: str | bytes, stats: Stats) -> None:
     if h.mode == "v2":
         values = flat_keyed(read_or_none(join_path(h.mount, path) + b"/cpu.stat") or b"")
         stats.cpu_usage_ns, stats.cpu_user_ns, stats.cpu_system_ns, stats.throttled_ns = (
@@ -143,7 +143,7 @@ def _read_cpu(h: Hierarchy, path: str, stats: Stats) -> None:
     stats.nr_throttled = values.get(b"nr_throttled")
 
 
-def _read_memory(h: Hierarchy, path: str, stats: Stats) -> None:
+def _read_memory(h: Hierarchy, path: str | bytes, stats: Stats) -> None:
     values = flat_keyed(_text(h, "memory", path, b"memory.stat") or b"")
     if h.is_v2("memory"):
         usage, limit, prefix, rss = b"memory.current", b"memory.max", b"", b"anon"
@@ -161,7 +161,7 @@ def _read_memory(h: Hierarchy, path: str, stats: Stats) -> None:
     _read_swap(h, path, stats)
 
 
-def _read_swap(h: Hierarchy, path: str, stats: Stats) -> None:
+def _read_swap(h: Hierarchy, path: str | bytes, stats: Stats) -> None:
     if h.is_v2("memory"):
         stats.swap_usage_bytes = _number(_text(h, "memory", path, b"memory.swap.current"))
         stats.swap_limit_bytes = _number(_text(h, "memory", path, b"memory.swap.max"))
@@ -178,7 +178,7 @@ def _limited(limit: int | None) -> int | None:
     return None if limit is None or limit >= _V1_UNLIMITED else limit
 
 
-def _read_io(h: Hierarchy, path: str, stats: Stats) -> None:
+def _read_io(h: Hierarchy, path: str | bytes, stats: Stats) -> None:
     if h.is_v2("io"):
         text = _text(h, "io", path, b"io.stat")
         pairs = [pair.split(b"=", 1) for pair in (text or b"").split() if b"=" in pair]
