@@ -53,3 +53,7 @@ class StartFailed(CrishimError):
 
 class Internal(CrishimError):
     """An invariant of ours does not hold: a bug."""
+
+
+class RegistryDenied(RegistryUnavailable):
+    """The registry answered, and does not let these credentials (or nobody) pull the image."""

@@ -1,0 +1,1 @@
+"""Images: references, registries, the store, layers applied by a confined child, rootfs directories."""

@@ -1,0 +1,223 @@
+"""Layers on the disk: a blob unpacked once per chain id by a confined child, counted, shared, freed when nobody uses it.
+
+A directory is filled under a temporary name, its diff id compared, written to the disk, renamed, and then committed;
+a crash in between leaves a directory without a row, which the next opening removes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+from crishim import errors
+from crishim.errors import CrishimError, InvalidSpec, NotFound
+from crishim.images.table import ImageTable, Layer
+from crishim.images.trees import remove_tree
+from crishim.linux.sync import syncfs
+from crishim.model.image import FilesystemUsage
+
+#: an unused layer of a pull that was interrupted is kept for its retry so long
+_UNUSED_LIFE_NS = 24 * 3600 * 1_000_000_000
+_MAX_UNPACKERS = 2
+
+
+class Unpacker(Protocol):
+    """Runs the role `crishim.images.roles.unpack` in a confined process of its own."""
+
+    async def unpack(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """The role's reply. Unavailable when the process died; it is killed when the call is cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLimits:
+    """Bounds of one layer."""
+
+    #: uncompressed
+    max_bytes: int = 64 << 30
+    max_entries: int = 2_000_000
+
+
+class LayerStore:
+    """ROOT/layers and the rows of its directories."""
+
+    def __init__(self, root: Path, table: ImageTable, unpacker: Unpacker, limits: LayerLimits) -> None:
+        self._directory = root / "layers"
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        self._table = table
+        self._unpacker = unpacker
+        self._limits = limits
+        #: held while leases and rows are compared, so that a layer is not freed between look and lease
+        self._lock = threading.Lock()
+        #: how many running pulls count on a chain id
+        self._leases: Counter[str] = Counter()
+        #: directories that could not be removed yet
+        self._stale: set[Path] = set()
+        #: one unpacking per chain id; a second waits and finds it done
+        self._unpacking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._slots = asyncio.Semaphore(_MAX_UNPACKERS)
+        self._layers = {layer.chain_id: layer for layer in table.layers()}
+        self._clean()
+        self._next = max((layer.directory for layer in self._layers.values()), default=0) + 1
+
+    def paths(self, chain_ids: Sequence[str]) -> tuple[str, ...]:
+        """Directories of an image's layers, topmost first, down to one that hides all below it. NotFound for a gap."""
+        paths = []
+        for chain_id in reversed(chain_ids):
+            layer = self._layer(chain_id)
+            paths.append(str(self._directory / str(layer.directory)))
+            if layer.opaque:
+                break
+        return tuple(paths)
+
+    def root_path(self, chain_ids: Sequence[str]) -> str | None:
+        """Directory of the topmost layer that states mode and owner of "/", None when no layer does."""
+        for chain_id in reversed(chain_ids):
+            layer = self._layer(chain_id)
+            if layer.root_given:
+                return str(self._directory / str(layer.directory))
+        return None
+
+    def usage(self) -> FilesystemUsage:
+        """Running totals of the unpacked layers; nothing is walked."""
+        layers = list(self._layers.values())
+        used, inodes = sum(layer.bytes for layer in layers), sum(layer.inodes for layer in layers)
+        return FilesystemUsage(str(self._directory), used, inodes, time.time_ns())
+
+    @asynccontextmanager
+    async def leased(self, chain_ids: Sequence[str]) -> Any:
+        """While it is open, none of the layers is freed."""
+        await asyncio.to_thread(self._lease, chain_ids)
+        try:
+            yield
+        finally:
+            self._leases.subtract(chain_ids)
+            self._leases += Counter()  # drops what is zero
+
+    async def ensure(self, chain_id: str, diff_id: str, fetch: Callable[[], Awaitable[Path]]) -> None:
+        """Have the layer unpacked; `fetch` brings the path of its blob. InvalidSpec for a wrong diff id.
+
+        The caller holds a lease of the chain id.
+        """
+        lock = self._unpacking.setdefault(chain_id, asyncio.Lock())
+        async with lock:
+            if chain_id in self._layers:
+                return
+            blob = await fetch()
+            async with self._slots:
+                await self._unpack(chain_id, diff_id, blob)
+
+    def holds(self, chain_id: str) -> bool:
+        """Whether the layer is unpacked."""
+        return chain_id in self._layers
+
+    def free_unused(self, older_than_ns: int = 0) -> None:
+        """Remove the layers that no image, no container and no running pull uses. Blocking."""
+        with self._lock:
+            keep = frozenset(self._leases)
+            unused = self._table.drop_unused_layers(keep, time.time_ns() - older_than_ns)
+            for layer in unused:
+                self._layers.pop(layer.chain_id, None)
+            self._stale |= {self._directory / str(layer.directory) for layer in unused}
+            stale, self._stale = self._stale, set()
+        for path in stale:
+            try:
+                remove_tree(path)
+            except OSError:
+                self._stale.add(path)  # tried again with the next image that goes, and when the store is opened
+
+    async def _unpack(self, chain_id: str, diff_id: str, blob: Path) -> None:
+        number = self._next
+        self._next += 1
+        made = self._directory / f"new-{number}"
+        made.mkdir(mode=0o755)
+        blob_fd = directory_fd = -1
+        try:
+            blob_fd = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
+            directory_fd = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            os.fchmod(directory_fd, 0o755)
+            reply = await self._unpacker.unpack(self._request(), [blob_fd, directory_fd])
+            _check_reply(reply, diff_id)
+            await asyncio.to_thread(syncfs, directory_fd)
+            layer = Layer(chain_id, number, reply["bytes"], reply["inodes"], reply["root_opaque"], reply["root_given"])
+            await asyncio.to_thread(self._commit, made, layer)
+        except BaseException:
+            self._stale.add(made)
+            await asyncio.to_thread(_remove_quietly, made)
+            raise
+        finally:
+            for descriptor in (blob_fd, directory_fd):
+                if descriptor >= 0:
+                    os.close(descriptor)
+
+    def _request(self) -> dict[str, Any]:
+        wheels = sorted({str(Path(path).parent) for name in ("isal", "zstandard") if (path := _package(name))})
+        return {
+            "max_bytes": self._limits.max_bytes,
+            "max_entries": self._limits.max_entries,
+            "module_paths": wheels,
+        }
+
+    def _commit(self, made: Path, layer: Layer) -> None:
+        made.rename(self._directory / str(layer.directory))
+        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        with self._lock:
+            self._table.put_layer(layer)
+            self._layers[layer.chain_id] = layer
+
+    def _layer(self, chain_id: str) -> Layer:
+        layer = self._layers.get(chain_id)
+        if layer is None:
+            raise NotFound(f"layer {chain_id} is not in the store")
+        return layer
+
+    def _lease(self, chain_ids: Sequence[str]) -> None:
+        with self._lock:
+            self._leases.update(chain_ids)
+
+    def _clean(self) -> None:
+        """After a crash: rows without a directory, directories without a row, old layers of pulls never finished."""
+        for layer in list(self._layers.values()):
+            if not (self._directory / str(layer.directory)).is_dir():
+                self._table.drop_layer(layer.chain_id)
+                del self._layers[layer.chain_id]
+        known = {str(layer.directory) for layer in self._layers.values()}
+        self._stale = {path for path in self._directory.iterdir() if path.name not in known}
+        self.free_unused(older_than_ns=_UNUSED_LIFE_NS)
+
+
+def _check_reply(reply: dict[str, Any], diff_id: str) -> None:
+    if "error" in reply:
+        kind = getattr(errors, str(reply["kind"]), CrishimError)
+        raise kind(str(reply["error"]))
+    if reply["diff_id"] != diff_id:
+        raise InvalidSpec(f"a layer unpacks to {reply['diff_id']}, but the image's configuration says {diff_id}")
+
+
+def _package(name: str) -> str | None:
+    """Directory of an installed package, without importing it."""
+    for path in sys.path:
+        candidate = Path(path) / name
+        if (candidate / "__init__.py").is_file():
+            return str(candidate)
+    return None
+
+
+def _remove_quietly(path: Path) -> None:
+    try:
+        remove_tree(path)
+    except OSError:
+        pass  # stays listed as stale

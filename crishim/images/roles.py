@@ -1,0 +1,132 @@
+"""What a child of the zygote does for images: `unpack` a layer, `read_users` of a root file system.
+
+A role is a function (request, descriptors) -> reply on plain dicts; the child ends after it. Both meet hostile bytes,
+so each first gives up what it does not need. The executor hands the child no descriptor but those of the request and
+its own reply socket. A failure is a reply too: {"error": sentence, "kind": class name in `crishim.errors`}.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from crishim.errors import CrishimError, InvalidSpec
+from crishim.images.apply import apply_entries
+from crishim.images.stream import LayerStream
+from crishim.linux.fs import openat2, read_bounded
+from crishim.linux.process import PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, bounding_set, capset, prctl
+
+#: bytes of /etc/passwd and of /etc/group that are read; more is an error (CVE-2025-4437, CVE-2026-47262)
+MAX_USER_FILE = 1 << 20
+
+_CHOWN, _DAC_OVERRIDE, _FOWNER, _FSETID, _SYS_ADMIN, _MKNOD, _SETFCAP = 0, 1, 3, 4, 21, 27, 31
+#: CAP_SYS_ADMIN only because trusted.overlay.opaque wants it
+_UNPACK_CAPABILITIES = (_CHOWN, _DAC_OVERRIDE, _FOWNER, _FSETID, _SYS_ADMIN, _MKNOD, _SETFCAP)
+_READ_CAPABILITIES = (_DAC_OVERRIDE,)
+
+Reply = dict[str, Any]
+
+
+def unpack(request: dict[str, Any], descriptors: list[int]) -> Reply:
+    """Apply a layer blob to an empty directory; never raises.
+
+    descriptors: the blob, open for reading at its start, and the directory. request: "max_bytes" and "max_entries"
+    bound the unpacked layer, "module_paths" (list of str) is where the wheels for gzip and zstd are found.
+    Reply: "diff_id", "bytes", "inodes", "root_given", "root_opaque".
+    """
+    return _replying(lambda: _unpack(request, *descriptors))
+
+
+def read_users(request: dict[str, Any], descriptors: list[int]) -> Reply:
+    """The user files of the root file system that the one descriptor is the root directory of; never raises.
+
+    Reply: "passwd" and "group" (bytes, b"" for a file that is not there), or for a file that cannot be used
+    "passwd_error", "group_error": a sentence.
+    """
+    return _replying(lambda: _read_users(descriptors[0]))
+
+
+def _replying(work: Callable[[], Reply]) -> Reply:
+    try:
+        return work()
+    except CrishimError as error:
+        return {"error": str(error), "kind": type(error).__name__}
+    except OSError as error:
+        kind = "Exhausted" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Unavailable"
+        return {"error": f"the file system refuses: {error.strerror}", "kind": kind}
+    except MemoryError:
+        return {"error": "not enough memory", "kind": "Exhausted"}
+
+
+def _unpack(request: dict[str, Any], blob: int, directory: int) -> Reply:
+    sys.path += [path for path in request["module_paths"] if path not in sys.path]
+    stream = LayerStream(blob, request["max_bytes"])  # imports the decompressor, so before "/" is hostile
+    _confine(directory, _UNPACK_CAPABILITIES)
+    applied = apply_entries(stream, request["max_entries"])
+    return {
+        "diff_id": stream.drain(),
+        "bytes": applied.bytes,
+        "inodes": applied.inodes,
+        "root_given": applied.root_given,
+        "root_opaque": applied.root_opaque,
+    }
+
+
+def _confine(root: int, capabilities: tuple[int, ...]) -> None:
+    """Make `root` the root directory and give up every privilege but `capabilities`; nothing can be imported after."""
+    os.umask(0)
+    os.fchdir(root)
+    os.chroot(".")
+    os.chdir("/")
+    # an import that happens late, also one in an error path of the standard library, would run files of the layer
+    sys.path.clear()
+    sys.meta_path.clear()
+    sys.path_importer_cache.clear()
+    _drop_capabilities(capabilities)
+
+
+def _drop_capabilities(keep: tuple[int, ...]) -> None:
+    mask = sum(1 << number for number in keep)
+    bounding = bounding_set()
+    for number in range(bounding.bit_length()):
+        if bounding >> number & 1 and not mask >> number & 1:
+            prctl(PR_CAPBSET_DROP, number)
+    capset(mask, mask, 0)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _read_users(root: int) -> Reply:
+    _drop_capabilities(_READ_CAPABILITIES)
+    reply: Reply = {}
+    for name in ("passwd", "group"):
+        try:
+            reply[name] = _read_file(root, b"etc/" + name.encode())
+        except FileNotFoundError:
+            reply[name] = b""
+        except (OSError, InvalidSpec) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            reply[name] = b""
+            reply[name + "_error"] = f"/etc/{name} of the image cannot be used: {reason}"
+    return reply
+
+
+def _read_file(root: int, path: bytes) -> bytes:
+    # O_PATH first: opening a fifo waits, and opening a device can do anything
+    handle = openat2(root, path, os.O_PATH)
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise InvalidSpec("it is not a regular file")
+        if found.st_size > MAX_USER_FILE:
+            raise InvalidSpec(f"it has {found.st_size} bytes, more than {MAX_USER_FILE}")
+        descriptor = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    finally:
+        os.close(handle)
+    try:
+        return read_bounded(descriptor, MAX_USER_FILE)
+    finally:
+        os.close(descriptor)

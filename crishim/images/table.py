@@ -1,0 +1,211 @@
+"""What the store remembers: images, their names, layers, and which container's root uses which layers. sqlite, durable.
+
+One connection behind a lock, called from threads; each method is one transaction. WAL with synchronous=FULL: what was
+answered survives a power cut. Rows are JSON where the value is a document and columns where it is looked up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crishim.errors import NotFound, Unsupported
+from crishim.model.image import Image, ImageConfig
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE image (
+    id TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL, config TEXT NOT NULL, chain_ids TEXT NOT NULL,
+    manifest BLOB NOT NULL, configuration BLOB NOT NULL, created_at_ns INTEGER NOT NULL);
+CREATE TABLE name (reference TEXT PRIMARY KEY, image_id TEXT NOT NULL REFERENCES image (id) ON DELETE CASCADE);
+CREATE TABLE layer (
+    chain_id TEXT PRIMARY KEY, directory INTEGER NOT NULL UNIQUE, bytes INTEGER NOT NULL, inodes INTEGER NOT NULL,
+    opaque INTEGER NOT NULL, root_given INTEGER NOT NULL, created_at_ns INTEGER NOT NULL);
+CREATE TABLE image_layer (
+    image_id TEXT NOT NULL REFERENCES image (id) ON DELETE CASCADE, chain_id TEXT NOT NULL,
+    PRIMARY KEY (image_id, chain_id)) WITHOUT ROWID;
+CREATE INDEX image_layer_chain ON image_layer (chain_id);
+CREATE TABLE rootfs (container_id TEXT PRIMARY KEY, image_id TEXT NOT NULL);
+CREATE TABLE rootfs_layer (
+    container_id TEXT NOT NULL REFERENCES rootfs (container_id) ON DELETE CASCADE, chain_id TEXT NOT NULL,
+    PRIMARY KEY (container_id, chain_id)) WITHOUT ROWID;
+CREATE INDEX rootfs_layer_chain ON rootfs_layer (chain_id);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """An unpacked layer: directory number below ROOT/layers, its size, and whether it hides all layers below it."""
+
+    chain_id: str
+    directory: int
+    bytes: int
+    inodes: int
+    opaque: bool
+    #: it states mode and owner of "/"
+    root_given: bool
+
+
+class ImageTable:
+    """The database file. Opening it creates it; Unsupported for a file of a newer version."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("PRAGMA foreign_keys = ON")
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > _VERSION:
+            raise Unsupported(f"{path} has version {version}, this program knows {_VERSION}")
+        if version == 0:
+            self._connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            self._connection.close()
+
+    def images(self) -> list[Image]:
+        """Every image with its names, sorted."""
+        with self._lock:
+            names: dict[str, list[str]] = {}
+            for reference, image_id in self._connection.execute(
+                "SELECT reference, image_id FROM name ORDER BY reference"
+            ):
+                names.setdefault(image_id, []).append(reference)
+            rows = self._connection.execute("SELECT id, size_bytes, config, chain_ids, created_at_ns FROM image")
+            return [_image(row, names.get(row[0], [])) for row in rows]
+
+    def layers(self) -> list[Layer]:
+        """Every unpacked layer."""
+        with self._lock:
+            rows = self._connection.execute(
+                "SELECT chain_id, directory, bytes, inodes, opaque, root_given FROM layer"
+            ).fetchall()
+        return [_layer(row) for row in rows]
+
+    def rootfs_ids(self) -> dict[str, str]:
+        """Container id to image id of every root that is prepared."""
+        with self._lock:
+            return dict(self._connection.execute("SELECT container_id, image_id FROM rootfs").fetchall())
+
+    def documents(self, image_id: str) -> tuple[bytes, bytes]:
+        """Manifest (b"" when it came without one) and configuration, byte for byte."""
+        with self._lock:
+            row = self._connection.execute(
+                "SELECT manifest, configuration FROM image WHERE id = ?", (image_id,)
+            ).fetchone()
+        if row is None:
+            raise NotFound(f"image {image_id} is not in the store")
+        return row[0], row[1]
+
+    def put_image(self, image: Image, names: list[str], manifest: bytes, configuration: bytes) -> None:
+        """Add the image, or names to it; a name that belonged to another image moves."""
+        config = json.dumps(dataclasses.asdict(image.config))
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT INTO image VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
+                " size_bytes = excluded.size_bytes, manifest = excluded.manifest",
+                (
+                    image.id,
+                    image.size_bytes,
+                    config,
+                    " ".join(image.chain_ids),
+                    manifest,
+                    configuration,
+                    image.created_at_ns,
+                ),
+            )
+            connection.executemany(
+                "INSERT OR REPLACE INTO name VALUES (?, ?)", [(reference, image.id) for reference in names]
+            )
+            connection.executemany(
+                "INSERT OR IGNORE INTO image_layer VALUES (?, ?)", [(image.id, chain) for chain in image.chain_ids]
+            )
+
+    def drop_image(self, image_id: str) -> None:
+        """Remove an image and its names; nothing when it is gone."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM image WHERE id = ?", (image_id,))
+
+    def put_layer(self, layer: Layer) -> None:
+        """Add an unpacked layer."""
+        with self._transaction() as connection:
+            row = (layer.chain_id, layer.directory, layer.bytes, layer.inodes, layer.opaque, layer.root_given)
+            connection.execute("INSERT INTO layer VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, time.time_ns()))
+
+    def drop_layer(self, chain_id: str) -> None:
+        """Forget one layer, whose directory is not there."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM layer WHERE chain_id = ?", (chain_id,))
+
+    def drop_unused_layers(self, keep: frozenset[str], older_than_ns: int) -> list[Layer]:
+        """Forget the layers that no image and no rootfs uses, but those in `keep` or younger; returns them."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                "SELECT chain_id, directory, bytes, inodes, opaque, root_given FROM layer WHERE created_at_ns <= ?"
+                " AND NOT EXISTS (SELECT 1 FROM image_layer WHERE image_layer.chain_id = layer.chain_id)"
+                " AND NOT EXISTS (SELECT 1 FROM rootfs_layer WHERE rootfs_layer.chain_id = layer.chain_id)",
+                (older_than_ns,),
+            ).fetchall()
+            unused = [_layer(row) for row in rows if row[0] not in keep]
+            connection.executemany("DELETE FROM layer WHERE chain_id = ?", [(layer.chain_id,) for layer in unused])
+        return unused
+
+    def put_rootfs(self, container_id: str, image: Image) -> None:
+        """Hold the layers of an image for a container. NotFound when a layer was freed meanwhile."""
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO rootfs VALUES (?, ?)", (container_id, image.id))
+            for chain in image.chain_ids:
+                if connection.execute("SELECT 1 FROM layer WHERE chain_id = ?", (chain,)).fetchone() is None:
+                    raise NotFound(f"image {image.id} is not in the store: its layer {chain} was removed")
+                connection.execute("INSERT OR IGNORE INTO rootfs_layer VALUES (?, ?)", (container_id, chain))
+
+    def drop_rootfs(self, container_id: str) -> bool:
+        """Let go of a container's layers; False when it held none."""
+        with self._transaction() as connection:
+            return connection.execute("DELETE FROM rootfs WHERE container_id = ?", (container_id,)).rowcount > 0
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+
+def _image(row: tuple[str, int, str, str, int], names: list[str]) -> Image:
+    image_id, size_bytes, config, chain_ids, created_at_ns = row
+    return Image(
+        id=image_id,
+        repo_tags=tuple(name for name in names if "@" not in name),
+        repo_digests=tuple(name for name in names if "@" in name),
+        size_bytes=size_bytes,
+        config=_config(config),
+        chain_ids=tuple(chain_ids.split()),
+        created_at_ns=created_at_ns,
+    )
+
+
+def _layer(row: tuple[str, int, int, int, int, int]) -> Layer:
+    return Layer(row[0], row[1], row[2], row[3], bool(row[4]), bool(row[5]))
+
+
+def _config(text: str) -> ImageConfig:
+    values: dict[str, Any] = json.loads(text)
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    config: ImageConfig = dataclasses.replace(ImageConfig(), **{**values, **lists})
+    return config
