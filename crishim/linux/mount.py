@@ -1,11 +1,11 @@
-"""The mount calls: file-descriptor mounts (Linux 5.2), mount_setattr (5.12), and the old mount(2) where it is needed."""
+"""The mount calls: file-descriptor mounts (Linux 5.2), mount_setattr (5.12), and mount(2) where it is needed."""
 
 from __future__ import annotations
 
 import os
 import struct
 
-from crishim.linux.fs import AT_EMPTY_PATH, AT_FDCWD
+from crishim.linux.fs import AT_EMPTY_PATH
 from crishim.linux.syscall import Long, UnsignedLong, call, number
 
 OPEN_TREE_CLONE = 1
@@ -59,7 +59,9 @@ def move_mount(tree: int, target: int) -> None:
     call(_MOVE_MOUNT, tree, b"", target, b"", Long(MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH))
 
 
-def mount_setattr(fd: int, *, set_: int = 0, clear: int = 0, propagation: int = 0, userns: int = 0, recursive: bool = False) -> None:
+def mount_setattr(
+    fd: int, *, set_: int = 0, clear: int = 0, propagation: int = 0, userns: int = 0, recursive: bool = False
+) -> None:
     """Change flags and propagation of the mount of `fd`, with those below it when `recursive`."""
     attr = struct.pack("=QQQQ", set_, clear, propagation, userns)
     call(_MOUNT_SETATTR, fd, b"", Long(AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)), attr, Long(len(attr)))
@@ -73,6 +75,7 @@ def new_mount(kind: bytes, options: tuple[tuple[bytes, bytes | None], ...] = (),
     """
     context = call(_FSOPEN, kind, Long(1))
     try:
+        configure(context, b"source", kind)
         for key, value in options:
             configure(context, key, value)
         call(_FSCONFIG, context, Long(FSCONFIG_CMD_CREATE), None, None, Long(0))
@@ -102,6 +105,3 @@ def umount2(target: bytes, flags: int) -> None:
 def pivot_root(new: bytes, old: bytes) -> None:
     """pivot_root(2)."""
     call(_PIVOT_ROOT, new, old)
-
-
-__all__ = [name for name in globals() if not name.startswith("_") and name not in ("annotations", "os", "struct", "AT_FDCWD")]

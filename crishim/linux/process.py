@@ -39,6 +39,7 @@ SECCOMP_MODE_FILTER = 2
 SIGCHLD = 17
 
 _CLONE3 = number("clone3")
+_RT_SIGACTION = number("rt_sigaction")
 _SETNS = number("setns")
 _UNSHARE = number("unshare")
 _PRCTL = number("prctl")
@@ -78,6 +79,16 @@ def unshare(kinds: int) -> None:
 def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
     """prctl(2) with integer arguments."""
     return call(_PRCTL, Long(option), UnsignedLong(arg2), UnsignedLong(arg3), UnsignedLong(0), UnsignedLong(0))
+
+
+def default_signals() -> None:
+    """Default action for the signals from 32 on, those that the C library keeps for itself (32, 33) among them.
+
+    Whoever started us may have ignored them, and execve(2) keeps that. Source: rt_sigaction(2).
+    """
+    action = bytes(32)  # SIG_DFL, no flags, empty mask
+    for signal in range(32, 65):
+        call(_RT_SIGACTION, Long(signal), action, None, Long(8))
 
 
 def set_name(name: bytes) -> None:

@@ -22,6 +22,7 @@ _BY_MACHINE = {
     "ioprio_set": (251, 30),
     "mount": (165, 40),
     "pivot_root": (155, 41),
+    "rt_sigaction": (13, 134),
     "prctl": (157, 167),
     "sched_setattr": (314, 274),
     "seccomp": (317, 277),

@@ -1,0 +1,562 @@
+"""What a child does between clone3(2) and execve(2): one function per step of a plan, on prepared values.
+
+No logging, no locks, no imports, nothing that formats: the process was cloned in the middle of its parent's work. The
+first step that fails is sent home as its index, an errno and a short detail; end of file on the report socket means
+that execve(2) was reached. Descriptors of the host are closed before the working directory is entered, and nothing of
+the host is open at execve(2) but the report socket.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import resource
+import stat
+import struct
+import termios
+from _signal import SIG_DFL, SIG_SETMASK, pthread_sigmask, signal
+from _socket import SCM_RIGHTS, SOL_SOCKET, socket
+
+from crishim.linux import fs, mount, process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from crishim.executor.plan import Step
+
+REPORT = struct.Struct("=HHI")
+#: message kinds on the report socket
+FAILED = 1
+CONSOLE = 2
+READY = 3
+
+_ROOT_FLAGS = os.O_PATH | os.O_DIRECTORY
+_MASK_OPTIONS: tuple[tuple[bytes, bytes | None], ...] = ((b"mode", b"0555"), (b"size", b"0"), (b"nr_inodes", b"2"))
+_TIOCGPTPEER = 0x5441
+_TIOCSPTLCK = 0x40045431
+_DEVPTS_MAJOR = 136
+
+
+# State of the one plan that this child runs.
+_report: socket
+_keep_fd = -1
+_shm: dict[int, int] = {}
+_detail = b""
+
+
+def run(steps: list[Step], report: socket) -> None:
+    """Run the plan; never returns."""
+    global _report, _detail
+    _report = report
+    index = 0
+    try:
+        for step in steps:
+            _detail = b""
+            globals()[step[0]](*step[1:])  # type: ignore[index]
+            index += 1
+    except OSError as error:
+        _fail(index, error.errno or 0, _detail)
+    except BaseException as error:
+        _fail(index, 0, _detail or repr(error).encode()[:200])
+    os._exit(127)
+
+
+def _fail(index: int, code: int, detail: bytes) -> None:
+    try:
+        _report.send(REPORT.pack(FAILED, index, code) + detail)
+    finally:
+        os._exit(127)
+
+
+# -- before the root is entered ----------------------------------------------------------------------------------------
+
+
+def set_dumpable(value: int) -> None:
+    """Nobody in the namespaces we are about to join may read our memory or descriptors (CVE-2016-9962)."""
+    process.prctl(process.PR_SET_DUMPABLE, value)
+
+
+def join_cgroup(procs: int) -> None:
+    """Enter the cgroup of an open cgroup.procs file; "0" is the writer."""
+    os.write(procs, b"0")
+
+
+def join_cgroup_file(path: bytes) -> None:
+    """Enter the cgroup whose cgroup.procs file is `path`."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    os.write(fd, b"0")
+    os.close(fd)
+
+
+def new_session() -> None:
+    """A session of its own, so that a terminal can be taken and signals of ours do not arrive."""
+    os.setsid()
+
+
+def set_oom_score_adj(proc: int, value: bytes) -> None:
+    """Through the host's procfs. Lowering needs CAP_SYS_RESOURCE: without it the present value stays."""
+    fd = os.open("self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
+    try:
+        os.write(fd, value)
+    except PermissionError:
+        pass  # the server has warned once, at its start
+    finally:
+        os.close(fd)
+
+
+def set_rlimit(kind: int, soft: int, hard: int) -> None:
+    """setrlimit(2). A hard limit that only CAP_SYS_RESOURCE could raise is clamped to the present one."""
+    try:
+        resource.setrlimit(kind, (soft, hard))
+    except (PermissionError, ValueError):
+        present = resource.getrlimit(kind)[1]
+        capped = hard if present == -1 else present if hard == -1 else min(hard, present)
+        resource.setrlimit(kind, (capped if soft == -1 or (capped != -1 and soft > capped) else soft, capped))
+
+
+def set_affinity(cpus: tuple[int, ...]) -> None:
+    """The CPUs given, or all: the mask of our own service must not be inherited. The kernel clips to the cpuset."""
+    os.sched_setaffinity(0, cpus or range(os.sysconf("SC_NPROCESSORS_CONF")))
+
+
+def set_scheduler(policy: int, flags: int, nice: int, priority: int, runtime: int, deadline: int, period: int) -> None:
+    """sched_setattr(2)."""
+    process.sched_setattr(policy, flags, nice, priority, runtime, deadline, period)
+
+
+def set_io_priority(value: int) -> None:
+    """ioprio_set(2): class << 13 | priority."""
+    process.ioprio_set(value)
+
+
+def join_namespace(fd: int, kinds: int) -> None:
+    """setns(2): an open namespace file (kinds 0), or several namespaces of a pidfd's process at once."""
+    process.setns(fd, kinds)
+
+
+def unshare(kinds: int) -> None:
+    """unshare(2)."""
+    process.unshare(kinds)
+
+
+def take_shm(index: int) -> None:
+    """A copy of the pod's /dev/shm, which the seed namespace holds at /shm, before the pivot drops that namespace."""
+    _shm[index] = mount.open_tree(fs.AT_FDCWD, b"/shm", mount.OPEN_TREE_CLONE)
+
+
+def enter_root(root: int) -> None:
+    """Make the detached root mount our "/", and let go of the seed's.
+
+    From here on no path can name anything of the host.
+    """
+    target = os.open("/root", _ROOT_FLAGS | os.O_CLOEXEC)
+    mount.move_mount(root, target)
+    os.close(target)
+    os.chdir("/root")
+    mount.pivot_root(b".", b".")
+    mount.umount2(b".", mount.MNT_DETACH)
+    os.chdir("/")
+
+
+# -- mounts ------------------------------------------------------------------------------------------------------------
+
+
+def _open_root() -> int:
+    return os.open("/", _ROOT_FLAGS | os.O_CLOEXEC)
+
+
+def _directory(path: bytes) -> int:
+    root = _open_root()
+    try:
+        return fs.make_directories_in_root(root, path)
+    finally:
+        os.close(root)
+
+
+def attach(tree: int, target: bytes, is_file: bool) -> None:
+    """Attach a prepared tree at `target`, which is made when it is missing."""
+    root = _open_root()
+    try:
+        place = fs.make_file_in_root(root, target) if is_file else fs.make_directories_in_root(root, target)
+    finally:
+        os.close(root)
+    mount.move_mount(tree, place)
+    os.close(place)
+    os.close(tree)
+
+
+def attach_shm(index: int, target: bytes, set_: int, clear: int) -> None:
+    """Attach the pod's /dev/shm."""
+    mount.mount_setattr(_shm[index], set_=set_, clear=clear)
+    attach(_shm[index], target, False)
+
+
+def mount_filesystem(kind: bytes, target: bytes, options: tuple[bytes, ...], set_: int, clear: int) -> None:
+    """A new file system at `target`.
+
+    proc and sysfs go only on plain directories: a link there would hide from us what we rely on (CVE-2019-19921).
+    """
+    root = _open_root()
+    try:
+        if kind in (b"proc", b"sysfs"):
+            os.close(fs.make_directories_in_root(root, target))
+            place = fs.openat2(root, target, _ROOT_FLAGS, 0, fs.RESOLVE_IN_ROOT | fs.RESOLVE_NO_SYMLINKS)
+        else:
+            place = fs.make_directories_in_root(root, target)
+    finally:
+        os.close(root)
+    pairs = tuple((key, value if mark else None) for key, mark, value in (item.partition(b"=") for item in options))
+    made = mount.new_mount(kind, pairs, set_)
+    mount.move_mount(made, place)
+    os.close(made)
+    os.close(place)
+
+
+def mount_cgroups(target: bytes, set_: int, trees: tuple[tuple[bytes, int], ...]) -> None:
+    """The container's own cgroups: the one of v2 (empty name), or a directory per controller of v1 on a tmpfs."""
+    if len(trees) == 1 and trees[0][0] == b"":
+        place = _directory(target)
+        mount.move_mount(trees[0][1], place)
+        os.close(place)
+        return
+    place = _directory(target)
+    made = mount.new_mount(b"tmpfs", ((b"mode", b"755"),), set_ & ~mount.MOUNT_ATTR_RDONLY)
+    mount.move_mount(made, place)
+    os.close(place)
+    for name, tree in trees:
+        place = _directory(target + b"/" + name)
+        mount.move_mount(tree, place)
+        os.close(place)
+        os.close(tree)
+    if set_ & mount.MOUNT_ATTR_RDONLY:
+        mount.mount_setattr(made, set_=mount.MOUNT_ATTR_RDONLY)
+    os.close(made)
+
+
+def make_devices(nodes: tuple[tuple[bytes, bytes, int, int, int, int, int], ...]) -> None:
+    """Device nodes and links on the fresh tmpfs of /dev: (path, kind, major, minor, mode, uid, gid)."""
+    os.umask(0)
+    for path, kind, major, minor, mode, uid, gid in nodes:
+        parent = _directory(os.path.dirname(path))
+        name = os.path.basename(path)
+        bits = stat.S_IFBLK if kind == b"b" else stat.S_IFCHR
+        try:
+            os.mknod(name, bits | mode, os.makedev(major, minor), dir_fd=parent)
+        except FileExistsError:
+            found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if found.st_rdev != os.makedev(major, minor) or stat.S_IFMT(found.st_mode) != bits:
+                raise
+        if uid or gid:
+            os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
+        os.close(parent)
+    os.umask(0o022)
+    dev = _directory(b"/dev")
+    for link, target in (
+        (b"fd", b"/proc/self/fd"),
+        (b"stdin", b"/proc/self/fd/0"),
+        (b"stdout", b"/proc/self/fd/1"),
+        (b"stderr", b"/proc/self/fd/2"),
+        (b"core", b"/proc/kcore"),
+    ):
+        os.symlink(target, link, dir_fd=dev)
+    os.close(dev)
+
+
+def link_ptmx() -> None:
+    """/dev/ptmx is that of the container's own devpts."""
+    dev = _directory(b"/dev")
+    try:
+        os.symlink(b"pts/ptmx", b"ptmx", dir_fd=dev)
+    except FileExistsError:
+        pass
+    os.close(dev)
+
+
+def make_root_read_only() -> None:
+    """The root mount alone; what is mounted below it keeps its own flags."""
+    root = _open_root()
+    mount.mount_setattr(root, set_=mount.MOUNT_ATTR_RDONLY)
+    os.close(root)
+
+
+def set_root_propagation(bits: int) -> None:
+    """Propagation of "/", only now: set earlier it would have reached the seed."""
+    root = _open_root()
+    mount.mount_setattr(root, propagation=bits, recursive=False)
+    os.close(root)
+
+
+def make_cwd(path: bytes) -> None:
+    """The working directory of an image may not exist yet; made inside the jail, before the root turns read-only."""
+    global _detail
+    try:
+        os.close(_directory(path))
+    except (NotADirectoryError, PermissionError):
+        raise
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EINVAL, errno.ELOOP):
+            raise
+        _detail = b""  # enter_cwd will tell what is wrong with it
+
+
+def make_read_only(path: bytes) -> None:
+    """A path becomes a read-only mount of itself; a missing one needs no protection."""
+    try:
+        found = fs.openat2(fs.AT_FDCWD, path, os.O_PATH, 0, fs.RESOLVE_NO_MAGICLINKS)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    tree = mount.open_tree(found, b"", mount.OPEN_TREE_CLONE | mount.AT_RECURSIVE | fs.AT_EMPTY_PATH)
+    mount.mount_setattr(tree, set_=mount.MOUNT_ATTR_RDONLY, recursive=True)
+    mount.move_mount(tree, found)
+    os.close(tree)
+    os.close(found)
+
+
+def mask_paths(paths: tuple[bytes, ...]) -> None:
+    """Files are covered by /dev/null, verified to be the device (CVE-2025-31133), directories by one empty tmpfs."""
+    global _detail
+    null = -1
+    empty = -1
+    for path in paths:
+        _detail = path
+        try:
+            found = fs.openat2(fs.AT_FDCWD, path, os.O_PATH, 0, fs.RESOLVE_NO_MAGICLINKS)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if stat.S_ISDIR(os.fstat(found).st_mode):
+            if empty < 0:
+                empty = mount.new_mount(b"tmpfs", _MASK_OPTIONS, mount.MOUNT_ATTR_RDONLY)
+                mount.move_mount(empty, found)
+            else:
+                _clone_onto(empty, found)
+        else:
+            if null < 0:
+                null = os.open("/dev/null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+                if not fs.is_device(null, 1, 3):
+                    raise OSError(errno.ENODEV, "not the null device")
+            _clone_onto(null, found)
+        os.close(found)
+    for fd in (null, empty):
+        if fd >= 0:
+            os.close(fd)
+
+
+def _clone_onto(source: int, target: int) -> None:
+    tree = mount.open_tree(source, b"", mount.OPEN_TREE_CLONE | fs.AT_EMPTY_PATH)
+    mount.move_mount(tree, target)
+    os.close(tree)
+
+
+def write_sysctls(values: tuple[tuple[bytes, bytes], ...]) -> None:
+    """Through a procfs of our own that nothing is mounted over (CVE-2025-52881); one key, one write."""
+    global _detail
+    proc = mount.new_mount(b"proc")
+    for key, value in values:
+        _detail = key
+        path = b"sys/" + key.replace(b".", b"/")
+        fd = fs.openat2(proc, path, os.O_WRONLY, 0, fs.RESOLVE_BENEATH | fs.RESOLVE_NO_XDEV | fs.RESOLVE_NO_MAGICLINKS)
+        os.write(fd, value)
+        os.close(fd)
+    os.close(proc)
+
+
+def set_hostname(name: bytes) -> None:
+    """sethostname(2) in the container's own UTS namespace."""
+    process.sethostname(name)
+
+
+def set_domainname(name: bytes) -> None:
+    """setdomainname(2)."""
+    process.setdomainname(name)
+
+
+def open_console(bind: bool, width: int, height: int) -> None:
+    """A pseudo terminal of the container's devpts as stdin, stdout and stderr; its master goes to the report's reader.
+
+    The peer comes from the verified master, never from a path (CVE-2025-52565); with `bind` it is /dev/console too.
+    """
+    place = os.open("/dev/pts/ptmx", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not fs.is_device(place, 5, 2) or os.fstat(place).st_ino != 2:
+        raise OSError(errno.ENODEV, "not the multiplexer of devpts")
+    os.close(place)
+    master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+    peer = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    if os.major(os.fstat(peer).st_rdev) != _DEVPTS_MAJOR:
+        raise OSError(errno.ENODEV, "not a terminal of devpts")
+    if width and height:
+        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+    if bind:
+        root = _open_root()
+        console = fs.make_file_in_root(root, b"/dev/console")
+        os.close(root)
+        _clone_onto(peer, console)
+        os.close(console)
+    _report.sendmsg([REPORT.pack(CONSOLE, 0, 0)], [(SOL_SOCKET, SCM_RIGHTS, array.array("i", [master]))])
+    os.close(master)
+    for number in range(3):
+        os.dup2(peer, number)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    if peer > 2:
+        os.close(peer)
+
+
+# -- the end, the same for init and exec -------------------------------------------------------------------------------
+
+
+def set_umask(mask: int) -> None:
+    """umask(2)."""
+    os.umask(mask)
+
+
+def set_stdio(fds: tuple[int, int, int], terminal: bool) -> None:
+    """Descriptors 0, 1, 2; -1 is the container's own /dev/null. A terminal was put there before."""
+    if terminal:
+        return
+    null = -1
+    chosen = []
+    for fd in fds:
+        if fd < 0:
+            if null < 0:
+                null = _open_null()
+            fd = null
+        chosen.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10))
+    for number, fd in enumerate(chosen):
+        os.dup2(fd, number)
+        os.close(fd)
+
+
+def _open_null() -> int:
+    fd = os.open("/dev/null", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if not fs.is_device(fd, 1, 3):
+        raise OSError(errno.ENODEV, "/dev/null is not the null device")
+    os.set_blocking(fd, True)
+    return fd
+
+
+def reset_signals() -> None:
+    """CPython ignores SIGPIPE and SIGXFSZ, and execve(2) keeps what is ignored; the mask is emptied too."""
+    for number in (13, 25):
+        signal(number, SIG_DFL)
+    pthread_sigmask(SIG_SETMASK, ())
+
+
+def write_exec_attribute(proc: int, module: bytes, value: bytes) -> None:
+    """The AppArmor profile or SELinux label of the next execve, through the host's procfs, which nobody can fake."""
+    if module:
+        value = b"exec " + value
+        paths = (b"thread-self/attr/apparmor/exec", b"thread-self/attr/exec")
+    else:
+        paths = (b"thread-self/attr/exec",)
+    for path in paths:
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
+        except FileNotFoundError:
+            continue
+        os.write(fd, value)
+        os.close(fd)
+        return
+    raise OSError(errno.ENOENT, "no such attribute")
+
+
+def set_no_new_privileges() -> None:
+    """prctl(2), PR_SET_NO_NEW_PRIVS."""
+    process.prctl(process.PR_SET_NO_NEW_PRIVS, 1)
+
+
+def keep_descriptors(extra: tuple[int, ...]) -> None:
+    """Extra files become 3, 4, ...; everything else is closed for good, the report socket waits for execve(2).
+
+    Really closed, not only marked: an execve path could name /proc/self/fd/N (CVE-2024-21626).
+    """
+    global _report
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100 + len(extra)) for fd in extra]
+    report = fcntl.fcntl(_report.fileno(), fcntl.F_DUPFD_CLOEXEC, 100 + len(extra))
+    for number, fd in enumerate(high, 3):
+        os.dup2(fd, number)
+    place = 3 + len(extra)
+    os.dup2(report, place, inheritable=False)
+    _report.detach()
+    _report = socket(fileno=place)
+    process.close_range(place + 1)
+
+
+def enter_cwd_as_root(path: bytes) -> None:
+    """First try, with root's rights: a directory that only root may enter. The second comes as the user."""
+    try:
+        os.chdir(path)
+    except PermissionError:
+        pass
+
+
+def enter_cwd(path: bytes) -> None:
+    """Second try, as the user, when the first did not arrive; then it must be inside our root."""
+    try:
+        os.chdir(path)
+    except PermissionError:
+        if process.getcwd() == b"/" and path.strip(b"/"):
+            raise
+    if not process.getcwd().startswith(b"/"):
+        raise OSError(errno.ENOENT, "outside of the root")  # "(unreachable)...": CVE-2024-21626
+
+
+def load_seccomp(program: bytes) -> None:
+    """Load the compiled filter."""
+    process.load_seccomp(program)
+
+
+def drop_bounding(keep: int) -> None:
+    """Take out of the bounding set what is not in `keep` (bit mask)."""
+    present = process.bounding_set()
+    for capability in range(present.bit_length()):
+        if present >> capability & 1 and not keep >> capability & 1:
+            process.prctl(process.PR_CAPBSET_DROP, capability)
+
+
+def set_user(uid: int, gid: int, groups: tuple[int, ...], keep: bool) -> None:
+    """Groups, gid, uid; with `keep` the permitted capabilities stay for set_capabilities."""
+    process.prctl(process.PR_SET_KEEPCAPS, int(keep))
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def set_capabilities(bounding: int, effective: int, permitted: int, inheritable: int, ambient: int) -> None:
+    """capset(2) to what is wanted and possible, then the ambient set one by one."""
+    process.prctl(process.PR_SET_KEEPCAPS, 0)
+    possible = process.capget()[1]
+    process.capset(effective & possible, permitted & possible, inheritable & possible)
+    process.prctl(process.PR_CAP_AMBIENT, process.PR_CAP_AMBIENT_CLEAR_ALL)
+    for capability in range(ambient.bit_length()):
+        if ambient >> capability & 1:
+            try:
+                process.prctl(process.PR_CAP_AMBIENT, process.PR_CAP_AMBIENT_RAISE, capability)
+            except PermissionError:
+                pass  # not in permitted and inheritable: as runc, no reason to refuse the process
+
+
+def die_with_parent() -> None:
+    """A convenience for a monitor or zygote that dies; the server kills by cgroup anyway."""
+    process.prctl(process.PR_SET_PDEATHSIG, 9)
+
+
+def announce() -> None:
+    """Set-up is done: an end of file after this is execve(2), before it the death of the child."""
+    _report.send(REPORT.pack(READY, 0, 0))
+
+
+def execute(args: tuple[bytes, ...], environment: dict[bytes, bytes]) -> None:
+    """execve(2), looking a name without a slash up in the process's own PATH, as execvp does."""
+    name = args[0]
+    if b"/" in name:
+        os.execve(name, args, environment)
+    refused: OSError | None = None
+    for directory in environment.get(b"PATH", b"").split(b":"):
+        try:
+            os.execve((directory or b".") + b"/" + name, args, environment)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError as error:
+            refused = error
+    raise refused or FileNotFoundError(errno.ENOENT, "not in PATH")

@@ -1,0 +1,302 @@
+"""The pod's monitor: parent of its init processes. It starts, reaps, records exits and pumps logs, and nothing else.
+
+Forked from the zygote, one per sandbox; it lives in the pod's network, IPC and UTS namespaces, so that a process of
+the pod is born in them and a socket made here belongs to the pod. It outlives server and zygote: a new server finds it
+by its socket. Kill, signal and exec do not pass through it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from _socket import AF_UNIX, SO_PEERCRED, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, SOL_SOCKET, SOMAXCONN, socket
+
+from crishim.cgroups import effects
+from crishim.cgroups.hierarchy import Hierarchy
+from crishim.executor import podinit, records, wire
+from crishim.executor.init import InitProcess, start
+from crishim.executor.loop import Loop
+from crishim.executor.prepare import StepFailed
+from crishim.executor.seed import Seed, make_pod_seed
+from crishim.linux import mount, net, process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from crishim.executor.wire import Message
+
+SOCKET_NAME = b"monitor.sock"
+#: at most this many server connections: the newest, and one that is about to be dropped
+_MAX_CONNECTIONS = 4
+
+
+class Monitor:
+    """One pod. Descriptors it owns: the sandbox directory, its sockets, the seed, what its containers hold."""
+
+    def __init__(self, sandbox_id: bytes, directory: int, hierarchy: Hierarchy, seed: Seed) -> None:
+        self.sandbox_id = sandbox_id
+        self.directory = directory
+        self.hierarchy = hierarchy
+        self.seed = seed
+        self.loop = Loop(self._rest)
+        #: by container id, running and exited, until the server forgets them
+        self.containers: dict[bytes, InitProcess] = {}
+        #: reaper of a shared PID namespace: (pid, pidfd), or None
+        self.pod_init: tuple[int, int] | None = None
+        self.netns_pin: bytes | None = None
+        #: the pod's own namespaces, as flags
+        self.namespaces = 0
+        self._listener: socket | None = None
+        self._connections: list[socket] = []
+
+    # -- set-up --------------------------------------------------------------------------------------------------------
+
+    def set_up(self, pod: dict[str, object]) -> None:
+        """Enter new namespaces, pin the network's, and listen. OSError leaves nothing but what `tear_down` removes."""
+        wanted = 0
+        for key, flag in (
+            ("network", process.CLONE_NEWNET),
+            ("ipc", process.CLONE_NEWIPC),
+            ("uts", process.CLONE_NEWUTS),
+        ):
+            wanted |= flag if pod[key] else 0
+        if wanted:
+            process.unshare(wanted)
+        self.namespaces = wanted
+        if wanted & process.CLONE_NEWNET:
+            net.set_link_up(b"lo")
+            self._pin_netns(pod["netns_path"])
+        if wanted & process.CLONE_NEWUTS and pod["hostname"]:
+            process.sethostname(pod["hostname"])  # type: ignore[arg-type]
+        sysctls = pod["sysctls"]
+        assert isinstance(sysctls, dict)
+        for key, value in sysctls.items():
+            _write_sysctl(key, value)
+        if wanted & process.CLONE_NEWIPC:
+            self.seed = make_pod_seed(self.seed, pod["shm_bytes"])  # type: ignore[arg-type]
+        if pod["shared_pid"]:
+            from_seed = self.seed.clone(process.CLONE_NEWNS | process.CLONE_NEWPID)
+            if from_seed[0] == 0:
+                podinit.run()
+            self.pod_init = from_seed
+            self.loop.watch(from_seed[1], self._pod_init_died)
+        self._listen()
+
+    def _pin_netns(self, path: object) -> None:
+        """A bind mount keeps the network namespace for CNI, and for its DEL when we are gone."""
+        if not isinstance(path, bytes):
+            return
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+        mount.mount(b"/proc/self/ns/net", path, None, mount.MS_BIND)
+        self.netns_pin = path
+
+    def _listen(self) -> None:
+        self._listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK)
+        # by the directory's descriptor: a socket's path may not be longer than 107 bytes
+        self._listener.bind(b"/proc/self/fd/%d/%b" % (self.directory, SOCKET_NAME))
+        self._listener.listen(SOMAXCONN)
+        self.loop.watch(self._listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        fd, _ = self._listener._accept()  # type: ignore[attr-defined]
+        connection = socket(fileno=fd)
+        uid = int.from_bytes(connection.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)[4:8], "little")
+        if uid != os.geteuid():
+            connection.close()
+            return
+        self.serve(connection)
+
+    def serve(self, connection: socket) -> None:
+        """Answer requests of a connected server; the newest connection also gets the events."""
+        self._connections.append(connection)
+        self.loop.watch(connection.fileno(), lambda: self._receive(connection))
+        if len(self._connections) > _MAX_CONNECTIONS:
+            self._drop(self._connections[0])
+
+    def _drop(self, connection: socket) -> None:
+        self.loop.forget(connection.fileno())
+        self._connections.remove(connection)
+        connection.close()
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def _receive(self, connection: socket) -> None:
+        try:
+            message = wire.receive(connection)
+        except (OSError, wire.WireError):
+            message = None
+        if message is None:
+            self._drop(connection)
+            return
+        try:
+            body, fds = self._answer(message)
+            kind = wire.OK
+        except StepFailed as error:
+            kind, body, fds = wire.ERROR, {"message": str(error)}, []
+        except OSError as error:
+            text = f"{os.strerror(error.errno or 0).lower()}"
+            kind, body, fds = wire.ERROR, {"message": text, "errno": error.errno or 0}, []
+        except Exception as error:  # a bug of ours must not take the pod down
+            kind, body, fds = wire.ERROR, {"message": f"monitor: {error!r}"}, []
+        finally:
+            message.close()
+        try:
+            wire.send(connection, kind, message.seq, self.sandbox_id, body, fds)
+        except OSError:
+            self._drop(connection)
+        finally:
+            if message.kind in (wire.OPEN_SOCKET, wire.OPEN_NETNS):
+                for fd in fds:
+                    os.close(fd)
+
+    def _answer(self, message: Message) -> tuple[dict[str, object], list[int]]:
+        kind = message.kind
+        body = message.body
+        if kind == wire.START_CONTAINER:
+            return self._start(message)
+        if kind == wire.STATE:
+            return self._state()
+        if kind == wire.OPEN_SOCKET:
+            made = socket(body["family"], body["kind"] | SOCK_CLOEXEC, body["protocol"])  # type: ignore[arg-type, operator]
+            return {}, [made.detach()]
+        if kind == wire.OPEN_NETNS:
+            return {}, [os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)]
+        if kind == wire.STOP:
+            self._stop()
+            return {}, []
+        container = self.containers.get(body["id"])  # type: ignore[call-overload]
+        if container is None:
+            raise StepFailed(f"the monitor has no container {_text(body['id'])}")
+        if kind == wire.REOPEN_LOG:
+            container.reopen_log()
+        elif kind == wire.FORGET:
+            if container.exit is None:
+                raise StepFailed(f"container {_text(body['id'])} is running")
+            container.close(self.loop)
+            del self.containers[container.id]
+            records.remove(self.directory, container.id)
+        else:
+            raise StepFailed(f"the monitor does not know request {kind}")
+        return {}, []
+
+    def _start(self, message: Message) -> tuple[dict[str, object], list[int]]:
+        container_id = message.body["id"]
+        assert isinstance(container_id, bytes)
+        known = self.containers.get(container_id)
+        if known is not None and known.exit is None:
+            raise StepFailed(f"container {_text(container_id)} is already started")
+        init = start(self, message)
+        self.containers[container_id] = init
+        self.loop.watch(init.pidfd, lambda: self._init_exited(init))
+        init.watch_output(self.loop)
+        return {
+            "pid": init.pid,
+            "started_at_ns": init.started_at_ns,
+            "phases_ns": init.phases_ns,
+        }, [init.pidfd]
+
+    def _state(self) -> tuple[dict[str, object], list[int]]:
+        fds: list[int] = []
+        entries: list[dict[str, object]] = []
+        for init in self.containers.values():
+            entry: dict[str, object] = {"id": init.id, "pid": init.pid, "started_at_ns": init.started_at_ns}
+            entry["exit"] = init.exit
+            if init.exit is None:
+                entry["pidfd"] = len(fds)
+                fds.append(init.pidfd)
+            entries.append(entry)
+        return {
+            "pid": os.getpid(),
+            "version": wire.VERSION,
+            "containers": entries,
+            "netns_pin": self.netns_pin,
+            "pod_init": None if self.pod_init is None else self.pod_init[0],
+        }, fds
+
+    def _stop(self) -> None:
+        """End, when no container runs: the server stops them first."""
+        running = [init.id for init in self.containers.values() if init.exit is None]
+        if running:
+            raise StepFailed(f"{len(running)} containers still run, {_text(running[0])} among them")
+        self.tear_down()
+        self.loop.running = False
+
+    def tear_down(self) -> None:
+        """Remove what `set_up` made outside of this process; what is gone already is fine."""
+        if self.pod_init is not None:
+            self.loop.forget(self.pod_init[1])
+            os.kill(self.pod_init[0], 9)
+            os.waitid(os.P_PID, self.pod_init[0], os.WEXITED)
+            os.close(self.pod_init[1])
+            self.pod_init = None
+        if self.netns_pin is not None:
+            try:
+                mount.umount2(self.netns_pin, mount.MNT_DETACH)
+                os.unlink(self.netns_pin)
+            except OSError:
+                pass  # the server looks after pins that stay
+            self.netns_pin = None
+        try:
+            os.unlink(SOCKET_NAME, dir_fd=self.directory)
+        except OSError:
+            pass
+
+    # -- what happens --------------------------------------------------------------------------------------------------
+
+    def _init_exited(self, init: InitProcess) -> None:
+        """Reap, read what the cgroup knows, write the record, and only then tell."""
+        ended_at_ns = time.time_ns()
+        info = os.waitid(os.P_PIDFD, init.pidfd, os.WEXITED | os.WNOHANG)
+        if info is None:
+            return
+        self.loop.forget(init.pidfd)
+        if not init.own_pid_namespace:
+            effects.kill(self.hierarchy, init.cgroup)  # with its own namespace the kernel has done it
+        init.drain(self.loop)
+        killed_by = info.si_status if info.si_code != os.CLD_EXITED else None
+        init.exit = {
+            "id": init.id,
+            "pid": init.pid,
+            "started_at_ns": init.started_at_ns,
+            "ended_at_ns": ended_at_ns,
+            "code": info.si_status if killed_by is None else 128 + killed_by,
+            "signal": killed_by,
+            "oom_kills": effects.oom_kills(self.hierarchy, init.cgroup),
+            "log_bytes_lost": init.log_bytes_lost(),
+        }
+        records.write(self.directory, init.id, init.exit)
+        effects.remove(self.hierarchy, init.cgroup)
+        self._tell(wire.EVENT_CONTAINER_EXITED, init.exit)
+
+    def _pod_init_died(self) -> None:
+        assert self.pod_init is not None
+        self.loop.forget(self.pod_init[1])
+        os.waitid(os.P_PIDFD, self.pod_init[1], os.WEXITED | os.WNOHANG)
+        os.close(self.pod_init[1])
+        self.pod_init = None
+        self._tell(wire.EVENT_NOTE, {"message": "the init process of the pod's shared PID namespace died"})
+
+    def _tell(self, kind: int, body: dict[str, object]) -> None:
+        if not self._connections:
+            return
+        try:
+            wire.send(self._connections[-1], kind, 0, self.sandbox_id, body)
+        except OSError:  # the server is gone or does not read: it will find the record
+            self._drop(self._connections[-1])
+
+    def _rest(self) -> None:
+        gc.collect(0)
+
+
+def _write_sysctl(key: bytes, value: bytes) -> None:
+    fd = os.open(b"/proc/sys/" + key.replace(b".", b"/"), os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value)
+    finally:
+        os.close(fd)
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,325 @@
+"""From a container or exec value to the steps of its child: pure, so that tests compare plans as values.
+
+A step is a tuple: the name of a function of `child.py` and its arguments, integers, bytes and tuples only. Descriptors
+appear as indexes into the list that the preparer opens (`prepare.py`), because a plan is made before anything is open.
+The order is the order of the kernel's rules; `docs/architecture.md` gives the reason of each place.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    Step = tuple[object, ...]
+
+#: /proc/PID/ns name to clone flag
+NAMESPACE_FLAGS = {
+    b"mnt": 0x20000,
+    b"pid": 0x20000000,
+    b"net": 0x40000000,
+    b"ipc": 0x8000000,
+    b"uts": 0x4000000,
+    b"cgroup": 0x2000000,
+    b"user": 0x10000000,
+    b"time": 0x80,
+}
+
+#: mount flags by name to (bits to set, bits to clear, recursive) of mount_setattr(2)
+MOUNT_FLAGS = {
+    b"ro": (0x1, 0, False),
+    b"rw": (0, 0x1, False),
+    b"rro": (0x1, 0, True),
+    b"nosuid": (0x2, 0, False),
+    b"suid": (0, 0x2, False),
+    b"nodev": (0x4, 0, False),
+    b"dev": (0, 0x4, False),
+    b"noexec": (0x8, 0, False),
+    b"exec": (0, 0x8, False),
+    b"noatime": (0x10, 0x70, False),
+    b"relatime": (0, 0x70, False),
+    b"strictatime": (0x20, 0x70, False),
+    b"nodiratime": (0x80, 0, False),
+    b"nosymfollow": (0x200000, 0, False),
+}
+
+_PROPAGATION = {b"rprivate": 1 << 18, b"rslave": 1 << 19, b"rshared": 1 << 20}
+
+#: by capability number (capabilities(7))
+CAPABILITIES = (
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+)
+
+RLIMITS = {
+    b"RLIMIT_CPU": 0,
+    b"RLIMIT_FSIZE": 1,
+    b"RLIMIT_DATA": 2,
+    b"RLIMIT_STACK": 3,
+    b"RLIMIT_CORE": 4,
+    b"RLIMIT_RSS": 5,
+    b"RLIMIT_NPROC": 6,
+    b"RLIMIT_NOFILE": 7,
+    b"RLIMIT_MEMLOCK": 8,
+    b"RLIMIT_AS": 9,
+    b"RLIMIT_LOCKS": 10,
+    b"RLIMIT_SIGPENDING": 11,
+    b"RLIMIT_MSGQUEUE": 12,
+    b"RLIMIT_NICE": 13,
+    b"RLIMIT_RTPRIO": 14,
+    b"RLIMIT_RTTIME": 15,
+}
+
+
+def attributes(flags: list[bytes]) -> tuple[int, int, bool]:
+    """(set, clear, recursive) of mount_setattr(2) for names of MOUNT_FLAGS; KeyError for another name."""
+    set_ = clear = 0
+    recursive = False
+    for name in flags:
+        one_set, one_clear, one_recursive = MOUNT_FLAGS[name]
+        set_ = set_ & ~one_clear | one_set
+        clear = clear | one_clear
+        recursive = recursive or one_recursive
+    return set_, clear, recursive
+
+
+def propagation(name: bytes) -> int:
+    """The propagation bit of mount_setattr(2) for "rprivate", "rslave" or "rshared"."""
+    return _PROPAGATION[name]
+
+
+def init_steps(container: dict[str, object], opened: dict[bytes, int]) -> list[Step]:
+    """Steps of a container's init process between clone3(2) and execve(2).
+
+    container: the value of a ContainerSpec (`value.py`); opened: descriptors by role, as `prepare.py` names them:
+    b"root" the root mount, b"mount:N" the source of mount N, b"ns:KIND" a namespace to join, b"procs:N" a
+    cgroup.procs file to write.
+    """
+    process = container["process"]
+    assert isinstance(process, dict)
+    steps: list[Step] = [("set_dumpable", 0)]
+    steps += [("join_cgroup", fd) for role, fd in opened.items() if role.startswith(b"procs:")]
+    steps.append(("new_session",))
+    steps += _early(process, opened)
+    steps += [("join_namespace", fd, 0) for role, fd in opened.items() if role.startswith(b"ns:")]
+    if b"cgroup" in container["new_namespaces"]:  # type: ignore[operator]
+        # after the join, or the root of the new namespace would be the monitor's cgroup
+        steps.append(("unshare", NAMESPACE_FLAGS[b"cgroup"]))
+    mounts = container["mounts"]
+    assert isinstance(mounts, list)
+    for index, mount in enumerate(mounts):
+        if mount["kind"] == b"shm":  # the pod's, attached in the seed, which the pivot drops
+            steps.append(("take_shm", index))
+    steps.append(("enter_root", opened[b"root"]))
+    steps += _mount_steps(container, mounts, opened)
+    if process["terminal"]:
+        steps.append(("open_console", True, process["console_width"], process["console_height"]))
+    steps += _finish_root(container)
+    if b"uts" in container["new_namespaces"]:  # type: ignore[operator]
+        if container["hostname"]:
+            steps.append(("set_hostname", container["hostname"]))
+        if container["domainname"]:
+            steps.append(("set_domainname", container["domainname"]))
+    sysctls = container["sysctls"]
+    assert isinstance(sysctls, dict)
+    if sysctls:
+        steps.append(("write_sysctls", tuple(sysctls.items())))
+    steps += [("make_read_only", path) for path in container["readonly_paths"]]  # type: ignore[attr-defined]
+    if container["masked_paths"]:
+        steps.append(("mask_paths", tuple(container["masked_paths"])))  # type: ignore[arg-type]
+    rootfs = container["rootfs"]
+    assert isinstance(rootfs, dict)
+    if rootfs["propagation"] != b"rprivate":
+        steps.append(("set_root_propagation", propagation(rootfs["propagation"])))
+    return steps + finish_steps(process, opened, init=True)
+
+
+def exec_steps(process: dict[str, object], opened: dict[bytes, int], namespaces: int) -> list[Step]:
+    """Steps of an exec: join what the container has, then end as an init does.
+
+    opened: b"target" the pidfd of the init process; namespaces: clone flags of what differs from ours.
+    """
+    steps: list[Step] = [("set_dumpable", 0)]
+    steps += [("join_cgroup_file", path) for path in process["cgroup_procs"]]  # type: ignore[attr-defined]
+    steps.append(("new_session",))
+    steps += _early(process, opened)
+    if namespaces:
+        steps.append(("join_namespace", opened[b"target"], namespaces))
+    if process["terminal"]:
+        steps.append(("open_console", False, process["console_width"], process["console_height"]))
+    return steps + finish_steps(process, opened, init=False)
+
+
+def _early(process: dict[str, object], opened: dict[bytes, int]) -> list[Step]:
+    """What needs the host's /proc and privileges: limits, priorities, affinity."""
+    steps: list[Step] = []
+    if process["oom_score_adj"] is not None:
+        steps.append(("set_oom_score_adj", opened[b"proc"], b"%d" % process["oom_score_adj"]  # type: ignore[str-format]))
+    for kind, soft, hard in process["rlimits"]:  # type: ignore[attr-defined]
+        steps.append(("set_rlimit", RLIMITS[kind], soft, hard))
+    steps.append(("set_affinity", tuple(process["affinity"])))  # type: ignore[arg-type]
+    if process["scheduler"] is not None:
+        steps.append(("set_scheduler", *process["scheduler"]))  # type: ignore[misc]
+    if process["io_priority"] is not None:
+        steps.append(("set_io_priority", process["io_priority"]))
+    return steps
+
+
+def _mount_steps(container: dict[str, object], mounts: list[dict[str, object]], opened: dict[bytes, int]) -> list[Step]:
+    steps: list[Step] = []
+    for index, mount in enumerate(mounts):
+        kind = mount["kind"]
+        target = mount["target"]
+        set_, clear, _ = attributes(mount["flags"])  # type: ignore[arg-type]
+        if kind == b"bind":
+            # attributes were set on the detached tree, where nothing can race
+            steps.append(("attach", opened[b"mount:%d" % index], target, bool(mount["source_is_file"])))
+        elif kind == b"shm":
+            steps.append(("attach_shm", index, target, set_, clear))
+        elif kind == b"cgroup":
+            trees = tuple(
+                (role.split(b":", 2)[2], fd) for role, fd in opened.items() if role.startswith(b"cgroup:%d:" % index)
+            )
+            steps.append(("mount_cgroups", target, set_, trees))
+        else:
+            steps.append(("mount_filesystem", kind, target, tuple(mount["options"]), set_, clear))  # type: ignore[arg-type]
+        if target == b"/dev" and kind == b"tmpfs":
+            nodes = tuple(tuple(node) for node in container["device_nodes"])  # type: ignore[attr-defined]
+            steps.append(("make_devices", nodes))
+        if target == b"/dev/pts" and kind == b"devpts":
+            steps.append(("link_ptmx",))
+    return steps
+
+
+def _finish_root(container: dict[str, object]) -> list[Step]:
+    process = container["process"]
+    rootfs = container["rootfs"]
+    assert isinstance(process, dict) and isinstance(rootfs, dict)
+    steps: list[Step] = []
+    if process["cwd"]:
+        steps.append(("make_cwd", process["cwd"]))
+    if rootfs["readonly"]:
+        steps.append(("make_root_read_only",))
+    return steps
+
+
+def finish_steps(process: dict[str, object], opened: dict[bytes, int], *, init: bool) -> list[Step]:
+    """The last steps, the same for init and exec; each needs what the next one gives away."""
+    steps: list[Step] = []
+    umask = process["umask"]
+    if umask is not None or init:
+        steps.append(("set_umask", 0o022 if umask is None else umask))
+    steps.append(("set_stdio", tuple(opened[name] for name in (b"stdin", b"stdout", b"stderr")), process["terminal"]))
+    extra = tuple(fd for role, fd in opened.items() if role.startswith(b"extra:"))
+    nnp = bool(process["no_new_privileges"])
+    capabilities = process["capabilities"]
+    seccomp = process["seccomp"]
+    steps.append(("reset_signals",))
+    if process["apparmor_profile"]:
+        steps.append(("write_exec_attribute", opened[b"proc"], b"apparmor", process["apparmor_profile"]))
+    if process["label"]:
+        steps.append(("write_exec_attribute", opened[b"proc"], b"", process["label"]))
+    if nnp:
+        steps.append(("set_no_new_privileges",))
+    steps.append(("keep_descriptors", extra))
+    if process["cwd"]:
+        steps.append(("enter_cwd_as_root", process["cwd"]))
+    if seccomp and not nnp:
+        steps.append(("load_seccomp", seccomp))  # loading without no_new_privs needs CAP_SYS_ADMIN
+    if capabilities is not None:
+        assert isinstance(capabilities, list)
+        steps.append(("drop_bounding", capabilities[0]))
+    steps.append(("set_user", process["uid"], process["gid"], tuple(process["groups"]), capabilities is not None))  # type: ignore[arg-type]
+    if process["cwd"]:
+        steps.append(("enter_cwd", process["cwd"]))
+    if capabilities is not None:
+        steps.append(("set_capabilities", *capabilities))
+    steps.append(("die_with_parent",))  # any change of credentials clears it, so it comes after all of them
+    steps.append(("announce",))
+    if seccomp and nnp:
+        steps.append(("load_seccomp", seccomp))
+    steps.append(("execute", tuple(process["args"]), dict(_environment(process["env"]))))  # type: ignore[arg-type]
+    return steps
+
+
+def _environment(entries: list[bytes]) -> list[tuple[bytes, bytes]]:
+    return [tuple(entry.split(b"=", 1)) for entry in entries]  # type: ignore[misc]
+
+
+_SENTENCES = {
+    "enter_root": "entering the root file system",
+    "make_devices": "making the device nodes in /dev",
+    "join_cgroup": "joining the cgroup",
+    "join_cgroup_file": "joining the cgroup",
+    "join_namespace": "joining a namespace",
+    "open_console": "opening the console",
+    "set_capabilities": "setting the capabilities",
+    "load_seccomp": "loading the seccomp filter",
+    "write_sysctls": "writing a sysctl",
+    "set_no_new_privileges": "setting no_new_privs",
+}
+
+
+def describe(step: Step, code: int, detail: bytes) -> str:
+    """A sentence about the step that failed with errno `code` (0: not a system call's failure)."""
+    name = str(step[0])
+    why = os.strerror(code) if code else "failed"
+    text = detail.decode("utf-8", "replace")
+    if name == "execute":
+        command = step[1][0].decode("utf-8", "replace")  # type: ignore[index]
+        if code == 2:
+            hint = "no such file or directory" if "/" in command else "executable file not found in $PATH"
+            return f'exec: "{command}": {hint}'
+        return f'exec: "{command}": {why.lower()}'
+    if name in ("attach", "attach_shm", "mount_filesystem", "mount_cgroups"):
+        target = next(item for item in step[1:] if isinstance(item, bytes) and item.startswith(b"/"))
+        return f'mounting "{target.decode("utf-8", "replace")}": {why.lower()}{text and " (" + text + ")"}'
+    if name in ("make_cwd", "enter_cwd", "enter_cwd_as_root"):
+        path = step[1].decode("utf-8", "replace")  # type: ignore[attr-defined]
+        return f'working directory "{path}": {why.lower()}'
+    if name == "set_user":
+        return f"changing to uid {step[1]} gid {step[2]}: {why.lower()}"
+    if name == "set_rlimit":
+        kind = next(key.decode() for key, value in RLIMITS.items() if value == step[1])
+        return f"setting {kind} to {step[2]}:{step[3]}: {why.lower()}"
+    sentence = _SENTENCES.get(name, name.replace("_", " "))
+    return f"{sentence}: {why.lower()}{text and ' (' + text + ')'}"

@@ -1,0 +1,174 @@
+"""What the monitor opens for a container before it clones: every host path of a start is resolved here, and only here.
+
+The result is a set of descriptors by role, which `plan.py` puts into the steps. Trees are detached copies with their
+final flags and propagation, so the child attaches them without touching a host path.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from crishim.cgroups import effects
+from crishim.executor import plan
+from crishim.linux import fs, mount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from crishim.cgroups.hierarchy import Hierarchy
+
+_release = os.uname().release.split(".")
+#: lower layers may be given one by one, so their number and names are not bounded by a page (Linux 6.5)
+_OVERLAY_TAKES_LAYERS = (int(_release[0]), int(_release[1].split("-")[0])) >= (6, 5)
+
+
+class Opened:
+    """Descriptors by role; closed together."""
+
+    __slots__ = ("by_role",)
+
+    def __init__(self) -> None:
+        self.by_role: dict[bytes, int] = {}
+
+    def close(self) -> None:
+        """Close all of them; the child has its own copies."""
+        for fd in self.by_role.values():
+            if fd >= 0:
+                os.close(fd)
+        self.by_role = {}
+
+
+class StepFailed(Exception):
+    """A start that failed before there was a child; the text is for people."""
+
+
+def open_root(rootfs: dict[str, object]) -> int:
+    """A detached mount of the root: an overlay made as the host's root, or a private copy of a directory."""
+    path = rootfs["path"]
+    if isinstance(path, bytes):
+        tree = mount.open_tree(fs.AT_FDCWD, path, mount.OPEN_TREE_CLONE | mount.AT_RECURSIVE)
+        mount.mount_setattr(tree, propagation=mount.MS_PRIVATE, recursive=True)
+        return tree
+    lowers = rootfs["lowers"]
+    upper = rootfs["upper"]
+    work = rootfs["work"]
+    assert isinstance(lowers, list)
+    options: list[tuple[bytes, bytes | None]] = []
+    if _OVERLAY_TAKES_LAYERS:
+        options += [(b"lowerdir+", lower) for lower in lowers]
+    else:
+        options.append((b"lowerdir", b":".join(lowers)))
+    if isinstance(upper, bytes) and isinstance(work, bytes):
+        options += [(b"upperdir", upper), (b"workdir", work)]
+    elif len(lowers) == 1:
+        tree = mount.open_tree(fs.AT_FDCWD, lowers[0], mount.OPEN_TREE_CLONE)
+        mount.mount_setattr(tree, set_=mount.MOUNT_ATTR_RDONLY, propagation=mount.MS_PRIVATE)
+        return tree
+    return mount.new_mount(b"overlay", tuple(options))
+
+
+def open_mounts(container: dict[str, object], opened: Opened) -> None:
+    """Open the source of every bind mount; StepFailed names the mount."""
+    mounts = container["mounts"]
+    assert isinstance(mounts, list)
+    for index, item in enumerate(mounts):
+        if item["kind"] == b"bind":
+            try:
+                tree, is_file = _open_bind(item, bool(container["make_missing_sources"]))
+            except OSError as error:
+                source = item["source"].decode("utf-8", "replace")
+                target = item["target"].decode("utf-8", "replace")
+                raise StepFailed(
+                    f'mounting "{source}" at "{target}": {os.strerror(error.errno or 0).lower()}'
+                ) from None
+            opened.by_role[b"mount:%d" % index] = tree
+            item["source_is_file"] = is_file
+
+
+def _open_bind(item: dict[str, object], make_missing: bool) -> tuple[int, bool]:
+    source = item["source"]
+    assert isinstance(source, bytes)
+    flags = mount.OPEN_TREE_CLONE | (mount.AT_RECURSIVE if item["recursive"] else 0)
+    try:
+        tree = mount.open_tree(fs.AT_FDCWD, source, flags)
+    except FileNotFoundError:
+        if not make_missing or os.path.islink(source):
+            raise
+        os.makedirs(source, 0o755, exist_ok=True)
+        tree = mount.open_tree(fs.AT_FDCWD, source, flags)
+    try:
+        propagation = plan.propagation(item["propagation"])  # type: ignore[arg-type]
+        if propagation != mount.MS_PRIVATE:
+            _require_shared(source, propagation)
+        set_, clear, recursive = plan.attributes(item["flags"])  # type: ignore[arg-type]
+        if propagation != mount.MS_SHARED:  # a shared tree already is in the peer group of its source
+            mount.mount_setattr(tree, propagation=propagation, recursive=True)
+        if set_ or clear:
+            mount.mount_setattr(tree, set_=set_, clear=clear, recursive=recursive)
+        return tree, not stat.S_ISDIR(os.fstat(tree).st_mode)
+    except BaseException:
+        os.close(tree)
+        raise
+
+
+def _require_shared(source: bytes, propagation: int) -> None:
+    """rshared needs a shared mount below the source, rslave a shared or slave one (as runc and containerd ask).
+
+    EINVAL otherwise: silently private would lose the user's mounts.
+    """
+    fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
+            wanted = next(line.split()[1] for line in info if line.startswith(b"mnt_id:"))
+    finally:
+        os.close(fd)
+    with open("/proc/self/mountinfo", "rb") as table:
+        for line in table:
+            fields = line.split(b" ")
+            if fields[0] == wanted:
+                tags = fields[6 : fields.index(b"-")]
+                shared = any(tag.startswith(b"shared:") for tag in tags)
+                slave = any(tag.startswith(b"master:") for tag in tags)
+                if shared or (slave and propagation == mount.MS_SLAVE):
+                    return
+                break
+    raise OSError(errno.EINVAL, "not a shared mount")
+
+
+def open_namespaces(container: dict[str, object], opened: Opened) -> None:
+    """Open the namespaces to join, all of them before anything changes."""
+    joined = container["joined_namespaces"]
+    assert isinstance(joined, dict)
+    for kind, path in joined.items():
+        try:
+            opened.by_role[b"ns:" + kind] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            where = path.decode("utf-8", "replace")
+            raise StepFailed(f'{kind.decode()} namespace "{where}": {os.strerror(error.errno or 0).lower()}') from None
+
+
+def clone_flags(container: dict[str, object]) -> int:
+    """Flags of clone3(2) for the namespaces that are new; that of cgroups comes later, inside the cgroup."""
+    kinds = container["new_namespaces"]
+    assert isinstance(kinds, list)
+    flags = plan.NAMESPACE_FLAGS[b"mnt"]
+    for kind in kinds:
+        if kind != b"cgroup":
+            flags |= plan.NAMESPACE_FLAGS[kind]
+    return flags
+
+
+def open_cgroups(hierarchy: Hierarchy, path: str, index: int, item: dict[str, object], opened: Opened) -> None:
+    """The container's own cgroup directories as trees: one of v2 (name empty), or one per controller of v1.
+
+    A bind of its own directory is what a container without a cgroup namespace may see.
+    """
+    set_, clear, _ = plan.attributes(item["flags"])  # type: ignore[arg-type]
+    for name, directory in effects.directories(hierarchy, path):
+        try:
+            tree = mount.open_tree(fs.AT_FDCWD, directory, mount.OPEN_TREE_CLONE)
+        except FileNotFoundError:
+            continue
+        mount.mount_setattr(tree, set_=set_, clear=clear, propagation=mount.MS_PRIVATE)
+        opened.by_role[b"cgroup:%d:%b" % (index, name)] = tree

@@ -1,0 +1,94 @@
+"""The seed mount namespace that every child is cloned from: an empty tmpfs and nothing of the host.
+
+Cloning copies the mount table of the cloner; with a thousand mounts on the host that is what would cost most. A cloner
+joins the seed, clones, and goes back. A pod's own seed also holds its /dev/shm, at /shm.
+"""
+
+from __future__ import annotations
+
+import os
+
+from crishim.linux import mount, process
+
+
+class Seed:
+    """Descriptors: the host's mount namespace to come back to, the seed, and the host's /proc, which the seed lacks."""
+
+    __slots__ = ("host", "proc", "seed")
+
+    def __init__(self, host: int, proc: int, seed: int) -> None:
+        self.host = host
+        self.proc = proc
+        self.seed = seed
+
+    def clone(self, flags: int, cgroup: int = -1) -> tuple[int, int]:
+        """clone3 from inside the seed; (pid, pidfd) in the parent, which is back in the host's namespace."""
+        process.setns(self.seed, process.CLONE_NEWNS)
+        try:
+            pid, pidfd = process.clone3(flags, cgroup)
+        except OSError:
+            self.leave()
+            raise
+        if pid:
+            self.leave()
+        return pid, pidfd
+
+    def leave(self) -> None:
+        """Back to the host's mounts; whoever cannot go back ends: it would see an empty tree as the host."""
+        try:
+            process.setns(self.host, process.CLONE_NEWNS)
+        except OSError:
+            os._exit(70)
+
+    def current(self) -> int:
+        """Descriptor of the calling process's mount namespace; the caller owns it."""
+        return os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc)
+
+
+def make_seed() -> Seed:
+    """The seed of this zygote. Raises OSError (EPERM: not privileged)."""
+    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    seed = Seed(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC), proc, -1)
+    process.unshare(process.CLONE_NEWNS)
+    try:
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        mount.mount_setattr(root, propagation=mount.MS_PRIVATE, recursive=True)  # what follows must not reach the host
+        os.close(root)
+        empty = mount.new_mount(
+            b"tmpfs",
+            ((b"mode", b"0755"), (b"nr_inodes", b"8"), (b"size", b"64k")),
+            mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV,
+        )
+        for name in ("root", "shm"):
+            os.mkdir(name, 0o755, dir_fd=empty)
+        place = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # any directory, for a moment
+        mount.move_mount(empty, place)
+        os.close(place)
+        os.fchdir(empty)
+        mount.pivot_root(b".", b".")
+        mount.umount2(b".", mount.MNT_DETACH)
+        mount.mount_setattr(empty, set_=mount.MOUNT_ATTR_RDONLY)
+        os.close(empty)
+        seed.seed = seed.current()
+    finally:
+        seed.leave()
+    return seed
+
+
+def make_pod_seed(base: Seed, shm_bytes: int) -> Seed:
+    """A copy of the seed with a tmpfs of `shm_bytes` at /shm: the /dev/shm of a pod with its own IPC namespace."""
+    process.setns(base.seed, process.CLONE_NEWNS)
+    try:
+        process.unshare(process.CLONE_NEWNS)
+        shm = mount.new_mount(
+            b"tmpfs",
+            ((b"mode", b"1777"), (b"size", b"%d" % shm_bytes)),
+            mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOEXEC,
+        )
+        place = os.open("/shm", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        mount.move_mount(shm, place)
+        os.close(place)
+        os.close(shm)
+        return Seed(base.host, base.proc, base.current())
+    finally:
+        base.leave()

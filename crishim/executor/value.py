@@ -1,0 +1,203 @@
+"""From the model's dataclasses to the slim values that zygote and monitor see (part of the executor's door).
+
+Names become numbers and strings become bytes here, once, so that nothing between clone3(2) and execve(2) looks a name
+up. A name that the kernel does not have is refused here, with the field and the value.
+"""
+
+from __future__ import annotations
+
+import os
+
+from crishim.cgroups.hierarchy import Hierarchy
+from crishim.cgroups.plan import plan as cgroup_plan
+from crishim.errors import InvalidSpec
+from crishim.executor import plan
+from crishim.model.process import ContainerSpec, CpuAffinity, MountSpec, ProcessSpec, Propagation
+
+_POLICIES = {
+    "SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_ISO": 4, "SCHED_IDLE": 5,
+    "SCHED_DEADLINE": 6,
+}  # fmt: skip
+_SCHED_FLAGS = {
+    "SCHED_FLAG_RESET_ON_FORK": 1, "SCHED_FLAG_RECLAIM": 2, "SCHED_FLAG_DL_OVERRUN": 4, "SCHED_FLAG_KEEP_POLICY": 8,
+    "SCHED_FLAG_KEEP_PARAMS": 16, "SCHED_FLAG_UTIL_CLAMP_MIN": 32, "SCHED_FLAG_UTIL_CLAMP_MAX": 64,
+}  # fmt: skip
+_IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
+_FILE_SYSTEMS = frozenset({"bind", "shm", "cgroup", "proc", "sysfs", "tmpfs", "devpts", "mqueue"})
+
+
+def container_value(spec: ContainerSpec, hierarchy: Hierarchy) -> dict[str, object]:
+    """The body of START_CONTAINER. InvalidSpec names the field that cannot be honoured."""
+    rootfs = spec.rootfs
+    if not rootfs.lowers and rootfs.path is None:
+        raise InvalidSpec("rootfs has neither layers nor a path")
+    return {
+        "id": _bytes("id", spec.id),
+        "process": process_value(spec.process),
+        "rootfs": {
+            "lowers": [os.fsencode(lower) for lower in rootfs.lowers],
+            "upper": rootfs.upper and os.fsencode(rootfs.upper),
+            "work": rootfs.work and os.fsencode(rootfs.work),
+            "path": rootfs.path and os.fsencode(rootfs.path),
+            "readonly": rootfs.readonly,
+            "propagation": rootfs.propagation.value.encode(),
+        },
+        "cgroup": spec.cgroup.path,
+        "cgroup_plan": cgroup_plan(spec.cgroup.path, spec.cgroup.resources, spec.cgroup.devices, hierarchy).to_value(),
+        "new_namespaces": [ns.kind.value.encode() for ns in spec.namespaces if ns.path is None],
+        "joined_namespaces": {
+            ns.kind.value.encode(): os.fsencode(ns.path) for ns in spec.namespaces if ns.path is not None
+        },
+        "mounts": [_mount_value(index, mount) for index, mount in enumerate(spec.mounts)],
+        "device_nodes": [
+            [os.fsencode(node.path), node.kind.encode(), node.major, node.minor, node.mode, node.uid, node.gid]
+            for node in spec.device_nodes
+        ],
+        "masked_paths": [_bytes("masked_paths", path) for path in dict.fromkeys(spec.masked_paths)],
+        "readonly_paths": [_bytes("readonly_paths", path) for path in dict.fromkeys(spec.readonly_paths)],
+        "sysctls": {_bytes("sysctls", key): os.fsencode(value) for key, value in spec.sysctls.items()},
+        "hostname": None if spec.hostname is None else _bytes("hostname", spec.hostname),
+        "domainname": None if spec.domainname is None else _bytes("domainname", spec.domainname),
+        "log": spec.log and [os.fsencode(spec.log.directory), os.fsencode(spec.log.path)],
+        "stdin": spec.stdin,
+        "stdin_once": spec.stdin_once,
+        "make_missing_sources": spec.make_missing_sources,
+    }
+
+
+def process_value(process: ProcessSpec) -> dict[str, object]:
+    """A process as zygote and monitor see it; descriptors travel beside it."""
+    if not process.args:
+        raise InvalidSpec("args is empty")
+    capabilities = process.capabilities
+    scheduler = process.scheduler
+    if scheduler is not None and scheduler.policy not in _POLICIES:
+        raise InvalidSpec(f"scheduler.policy: {scheduler.policy!r} is not a scheduling policy")
+    for flag in scheduler.flags if scheduler else ():
+        if flag not in _SCHED_FLAGS:
+            raise InvalidSpec(f"scheduler.flags: {flag!r} is not a flag of sched_setattr(2)")
+    io = process.io_priority
+    if io is not None and (io.kind not in _IO_CLASSES or not 0 <= io.priority <= 7):
+        raise InvalidSpec(f"io_priority: {io.kind!r} {io.priority} is not a class with a priority of 0..7")
+    for limit in process.rlimits:
+        if limit.kind.encode() not in plan.RLIMITS:
+            raise InvalidSpec(f"rlimits: {limit.kind!r} is not a resource limit")
+        if limit.hard != -1 and (limit.soft == -1 or limit.soft > limit.hard):
+            raise InvalidSpec(f"rlimits: {limit.kind} soft {limit.soft} is above hard {limit.hard}")
+    return {
+        "args": [_bytes("args", arg) for arg in process.args],
+        "env": _environment(process.env),
+        "uid": process.user.uid,
+        "gid": process.user.gid,
+        "groups": list(process.user.additional_groups),
+        "umask": process.user.umask,
+        "cwd": None if process.cwd is None else _bytes("cwd", process.cwd),
+        "capabilities": capabilities
+        and [
+            capability_mask(names)
+            for names in (
+                capabilities.bounding,
+                capabilities.effective,
+                capabilities.permitted,
+                capabilities.inheritable,
+                capabilities.ambient,
+            )
+        ],
+        "apparmor_profile": process.apparmor_profile and _bytes("apparmor_profile", process.apparmor_profile),
+        "label": process.label and _bytes("label", process.label),
+        "no_new_privileges": process.no_new_privileges,
+        "rlimits": [[limit.kind.encode(), limit.soft, limit.hard] for limit in process.rlimits],
+        "terminal": process.terminal,
+        "console_width": process.console_width,
+        "console_height": process.console_height,
+        "scheduler": scheduler
+        and [
+            _POLICIES[scheduler.policy],
+            sum(_SCHED_FLAGS[flag] for flag in scheduler.flags),
+            scheduler.nice,
+            scheduler.priority,
+            scheduler.runtime_ns,
+            scheduler.deadline_ns,
+            scheduler.period_ns,
+        ],
+        "io_priority": io and _IO_CLASSES[io.kind] << 13 | io.priority if io else None,
+        "affinity": _affinity(process.cpu_affinity),
+        "oom_score_adj": process.oom_score_adj,
+        "seccomp": process.seccomp,
+    }
+
+
+def capability_mask(names: frozenset[str]) -> int:
+    """Bit mask by capability number; InvalidSpec for a name that is none."""
+    mask = 0
+    for name in names:
+        try:
+            mask |= 1 << plan.CAPABILITIES.index(name)
+        except ValueError:
+            raise InvalidSpec(f"capabilities: {name!r} is not a capability") from None
+    return mask
+
+
+def _bytes(field: str, text: str) -> bytes:
+    if "\0" in text:
+        raise InvalidSpec(f"{field}: {text!r} holds a NUL character")
+    return os.fsencode(text)
+
+
+def _environment(entries: tuple[str, ...]) -> list[bytes]:
+    """NAME=value entries; the last of equal names wins, in the place of the first."""
+    seen: dict[bytes, bytes] = {}
+    for entry in entries:
+        name, mark, value = _bytes("env", entry).partition(b"=")
+        if not name or not mark:
+            raise InvalidSpec(f"env: {entry!r} is not NAME=value")
+        seen[name] = value
+    return [name + b"=" + value for name, value in seen.items()]
+
+
+def _affinity(affinity: CpuAffinity | None) -> list[int]:
+    text = affinity and (affinity.final or affinity.initial)
+    if not text:
+        return []
+    cpus: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        try:
+            cpus.extend(range(int(first), int(last or first) + 1))
+        except ValueError:
+            raise InvalidSpec(f"cpu_affinity: {text!r} is not a list of CPUs") from None
+    return cpus
+
+
+def _mount_value(index: int, mount: MountSpec) -> dict[str, object]:
+    where = f"mounts[{index}]"
+    if mount.kind not in _FILE_SYSTEMS:
+        raise InvalidSpec(f"{where}.kind: {mount.kind!r} is not one of {', '.join(sorted(_FILE_SYSTEMS))}")
+    target = _normal(where, mount.target)
+    if target == b"/" or (mount.kind != "proc" and (target + b"/").startswith(b"/proc/")):
+        # a fake /proc would let a container forge what we write there (CVE-2019-16884)
+        raise InvalidSpec(f"{where}.target: {mount.target!r} cannot be mounted over")
+    for flag in mount.flags:
+        if flag.encode() not in plan.MOUNT_FLAGS:
+            raise InvalidSpec(f"{where}.flags: {flag!r} is not a mount flag")
+    if mount.kind == "bind" and not mount.source.startswith("/"):
+        raise InvalidSpec(f"{where}.source: {mount.source!r} is not an absolute path")
+    return {
+        "target": target,
+        "kind": mount.kind.encode(),
+        "source": _bytes(where + ".source", mount.source),
+        "flags": [flag.encode() for flag in mount.flags],
+        "options": [_bytes(where + ".options", option) for option in mount.options],
+        "propagation": mount.propagation.value.encode(),
+        "private": mount.propagation is Propagation.PRIVATE,
+        "recursive": mount.recursive,
+    }
+
+
+def _normal(where: str, path: str) -> bytes:
+    if not path.startswith("/"):
+        raise InvalidSpec(f"{where}.target: {path!r} is not an absolute path")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise InvalidSpec(f"{where}.target: {path!r} has a .. component")
+    return _bytes(where + ".target", "/" + "/".join(parts))
