@@ -1,0 +1,1 @@
+"""From configurations to what the executor runs. Pure: no file is opened and no clock is read."""

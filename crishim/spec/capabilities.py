@@ -1,0 +1,102 @@
+"""Capabilities of a container's process: the default set, what the pod adds and drops, and what we can give at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from crishim.errors import InvalidSpec
+from crishim.model.container import CapabilityChange, ContainerSecurity
+from crishim.model.process import Capabilities
+
+#: what containerd and docker give (executor tables); CRI-O gives five fewer
+DEFAULT = frozenset(
+    {
+        "CAP_AUDIT_WRITE",
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FOWNER",
+        "CAP_FSETID",
+        "CAP_KILL",
+        "CAP_MKNOD",
+        "CAP_NET_BIND_SERVICE",
+        "CAP_NET_RAW",
+        "CAP_SETFCAP",
+        "CAP_SETGID",
+        "CAP_SETPCAP",
+        "CAP_SETUID",
+        "CAP_SYS_CHROOT",
+    }
+)
+
+#: capabilities(7), as of Linux 6.18
+KNOWN = DEFAULT | {
+    "CAP_DAC_READ_SEARCH",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_LEASE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+}
+
+
+def capability_sets(security: ContainerSecurity, ours: frozenset[str]) -> Capabilities:
+    """The five sets of a container's init and execs; never more than `ours`, our own bounding set.
+
+    Inheritable stays empty (CVE-2022-24769) unless ambient capabilities are asked for, which the kernel ties to it.
+    """
+    if security.privileged:
+        return Capabilities(bounding=ours, effective=ours, permitted=ours)
+    change = security.capabilities or CapabilityChange()
+    names = _changed(change, ours) & ours
+    ambient = _names("add_ambient_capabilities", change.add_ambient, ours) & ours
+    names |= ambient
+    return Capabilities(bounding=names, effective=names, permitted=names, inheritable=ambient, ambient=ambient)
+
+
+def _changed(change: CapabilityChange, ours: frozenset[str]) -> frozenset[str]:
+    """ "ALL" first, then single additions, then single drops: a drop wins over an addition."""
+    names = DEFAULT
+    if _has_all(change.add):
+        names = ours
+    if _has_all(change.drop):
+        names = frozenset()
+    names |= _names("add_capabilities", (name for name in change.add if name.upper() != "ALL"), ours)
+    return names - _names("drop_capabilities", (name for name in change.drop if name.upper() != "ALL"), ours)
+
+
+def _has_all(names: Iterable[str]) -> bool:
+    return any(name.upper() == "ALL" for name in names)
+
+
+def _names(field: str, names: Iterable[str], ours: frozenset[str]) -> frozenset[str]:
+    found: set[str] = set()
+    for name in names:
+        if name.upper() == "ALL":
+            found |= ours
+            continue
+        full = "CAP_" + name.upper().removeprefix("CAP_")
+        if full not in KNOWN:
+            raise InvalidSpec(f"linux.security_context.capabilities.{field}: {name!r} is not a capability")
+        found.add(full)
+    return frozenset(found)

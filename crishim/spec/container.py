@@ -1,0 +1,154 @@
+"""A container as the executor starts it: process, root, cgroup, namespaces, mounts and devices put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crishim.errors import InvalidSpec, Unsupported
+from crishim.model.container import ContainerConfig
+from crishim.model.image import ImageConfig
+from crishim.model.process import (
+    CgroupSpec,
+    ContainerSpec,
+    DeviceNode,
+    LogTarget,
+    Namespace,
+    NamespaceKind,
+    RootFs,
+)
+from crishim.model.sandbox import NamespaceMode, NamespaceOptions, Sandbox
+from crishim.spec.cgroup import container_cgroup, device_rules
+from crishim.spec.facts import HostDevice, NodeAbilities, PodFiles, Users
+from crishim.spec.mounts import check_paths, container_mounts
+from crishim.spec.process import container_process
+
+#: nodes of every /dev: path to (major, minor), all of kind "c", 0666
+BASE_NODES = (
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What besides the two configurations a translation needs, gathered by the runtime."""
+
+    image: ImageConfig
+    users: Users
+    node: NodeAbilities
+    files: PodFiles
+    #: name of the pod, as its UTS namespace has it; HOSTNAME of the environment
+    hostname: str
+    rootfs: RootFs
+    #: `config.devices` resolved on the host; every device of the host for a privileged container
+    devices: tuple[HostDevice, ...] = ()
+    localhost_filter: bytes | None = None
+    make_missing_sources: bool = True
+
+
+def container_spec(container_id: str, config: ContainerConfig, sandbox: Sandbox, around: Surroundings) -> ContainerSpec:
+    """The ContainerSpec of a container. InvalidSpec names the field at fault, Unsupported what this node lacks."""
+    security = config.security
+    if security.privileged and not sandbox.config.security.privileged:
+        raise InvalidSpec(
+            "linux.security_context.privileged: true, but the sandbox was run without privileged: a privileged"
+            " container needs a privileged sandbox"
+        )
+    pid_mode = namespaces_of(config).pid
+    rootfs = around.rootfs
+    return ContainerSpec(
+        id=container_id,
+        process=container_process(
+            config,
+            around.image,
+            users=around.users,
+            node=around.node,
+            hostname=around.hostname,
+            localhost_filter=around.localhost_filter,
+        ),
+        rootfs=RootFs(rootfs.lowers, rootfs.upper, rootfs.work, rootfs.path, security.readonly_rootfs),
+        cgroup=CgroupSpec(
+            container_cgroup(sandbox.cgroup_path, container_id),
+            config.resources,
+            device_rules(around.devices, security.privileged),
+        ),
+        namespaces=_namespaces(pid_mode, security.privileged),
+        mounts=container_mounts(config, sandbox.config.security.namespaces.ipc, around.files),
+        device_nodes=_nodes(around.devices),
+        masked_paths=() if security.privileged else check_paths("masked_paths", security.masked_paths),
+        readonly_paths=() if security.privileged else check_paths("readonly_paths", security.readonly_paths),
+        log=_log(sandbox.config.log_directory, config.log_path),
+        stdin=config.stdin,
+        stdin_once=config.stdin_once,
+        make_missing_sources=around.make_missing_sources,
+    )
+
+
+def namespaces_of(config: ContainerConfig) -> NamespaceOptions:
+    """The namespace options of a container; CRI's zero value (a shared PID namespace) when it sends none."""
+    return config.security.namespaces or NamespaceOptions()
+
+
+def check_namespaces(config: ContainerConfig, sandbox: Sandbox) -> None:
+    """A container shares network and IPC with its sandbox, and can choose only how it sees processes.
+
+    InvalidSpec or Unsupported names the field.
+    """
+    asked = namespaces_of(config)
+    pod = sandbox.config.security.namespaces
+    where = "linux.security_context.namespace_options"
+    if asked.user is not None and asked.user.mode is not NamespaceMode.NODE:
+        raise Unsupported(f"{where}.userns_options: user namespaces are not supported by this version")
+    if asked.pid is NamespaceMode.POD and pod.pid is not NamespaceMode.POD:
+        raise InvalidSpec(f"{where}.pid: POD, but the sandbox was run with pid {pod.pid.name}")
+    if asked.pid is NamespaceMode.NODE and pod.pid is not NamespaceMode.NODE:
+        raise InvalidSpec(f"{where}.pid: NODE, but the sandbox was run with pid {pod.pid.name}")
+    if config.security.namespaces is None:
+        return
+    for field, ours, theirs in (("network", asked.network, pod.network), ("ipc", asked.ipc, pod.ipc)):
+        if ours is not theirs:
+            raise InvalidSpec(f"{where}.{field}: {ours.name}, but the sandbox was run with {field} {theirs.name}")
+
+
+def exec_namespaces(config: ContainerConfig, sandbox: Sandbox) -> tuple[NamespaceKind, ...]:
+    """What an exec has to join: the container's namespaces that are not the host's."""
+    pod = sandbox.config.security.namespaces
+    kinds = [NamespaceKind.MOUNT]
+    if namespaces_of(config).pid is not NamespaceMode.NODE:
+        kinds.append(NamespaceKind.PID)
+    if pod.network is not NamespaceMode.NODE:
+        kinds += [NamespaceKind.NETWORK, NamespaceKind.UTS]
+    if pod.ipc is not NamespaceMode.NODE:
+        kinds.append(NamespaceKind.IPC)
+    if not config.security.privileged:
+        kinds.append(NamespaceKind.CGROUP)
+    return tuple(kinds)
+
+
+def _namespaces(pid_mode: NamespaceMode, privileged: bool) -> tuple[Namespace, ...]:
+    """New namespaces; network, IPC and UTS are those of the pod's monitor, the init's parent."""
+    kinds = [Namespace(NamespaceKind.MOUNT)]
+    if pid_mode is NamespaceMode.CONTAINER:
+        kinds.append(Namespace(NamespaceKind.PID))
+    if not privileged:
+        kinds.append(Namespace(NamespaceKind.CGROUP))
+    return tuple(kinds)
+
+
+def _nodes(devices: tuple[HostDevice, ...]) -> tuple[DeviceNode, ...]:
+    nodes = {path: DeviceNode(path, "c", major, minor) for path, major, minor in BASE_NODES}
+    nodes |= {device.node.path: device.node for device in devices}
+    return tuple(nodes.values())
+
+
+def _log(directory: str, path: str) -> LogTarget | None:
+    """None when either is empty: then the output is dropped."""
+    if not directory or not path:
+        return None
+    if path.startswith("/") or ".." in path.split("/"):
+        raise InvalidSpec(f"config.log_path: {path!r} leaves the log directory")
+    return LogTarget(directory, path)

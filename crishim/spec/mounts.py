@@ -1,0 +1,100 @@
+"""The mounts of a container in the order of mounting: defaults, the pod's files, and what the request asks for.
+
+A mount of the request replaces a default at the same place, and a /dev of the request replaces everything below it.
+Parents come before what lies inside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from crishim.errors import InvalidSpec, Unsupported
+from crishim.model.container import ContainerConfig, Mount
+from crishim.model.process import MountSpec, Propagation
+from crishim.model.sandbox import NamespaceMode
+from crishim.spec.facts import PodFiles
+
+_SAFE = ("nosuid", "noexec", "nodev")
+
+
+def container_mounts(config: ContainerConfig, ipc: NamespaceMode, files: PodFiles) -> tuple[MountSpec, ...]:
+    """All mounts below "/". InvalidSpec and Unsupported name the field of the request."""
+    asked = [_requested(index, mount) for index, mount in enumerate(config.mounts)]
+    targets = {mount.target for mount in asked}
+    defaults = [
+        mount
+        for mount in (*_defaults(config.security.privileged, ipc), *_pod_files(files, config.security.readonly_rootfs))
+        if mount.target not in targets and not ("/dev" in targets and mount.target.startswith("/dev/"))
+    ]
+    return tuple(sorted([*defaults, *asked], key=lambda mount: mount.target.count("/")))
+
+
+def check_paths(field: str, paths: Iterable[str]) -> tuple[str, ...]:
+    """Masked or read-only paths as they were sent, none twice; InvalidSpec for a relative one."""
+    checked = tuple(dict.fromkeys(paths))
+    for path in checked:
+        if not path.startswith("/") or ".." in path.split("/"):
+            raise InvalidSpec(f"linux.security_context.{field}: {path!r} is not an absolute path")
+    return checked
+
+
+def _defaults(privileged: bool, ipc: NamespaceMode) -> tuple[MountSpec, ...]:
+    mode = () if privileged else ("ro",)
+    if ipc is NamespaceMode.NODE:
+        shm = MountSpec("/dev/shm", "bind", "/dev/shm", _SAFE)
+    else:
+        shm = MountSpec("/dev/shm", "shm", "", _SAFE)
+    return (
+        MountSpec("/proc", "proc", "proc", _SAFE),
+        MountSpec("/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime"), ("mode=755", "size=65536k")),
+        MountSpec(
+            "/dev/pts", "devpts", "devpts", ("nosuid", "noexec"), ("newinstance", "ptmxmode=0666", "mode=0620", "gid=5")
+        ),
+        shm,
+        MountSpec("/dev/mqueue", "mqueue", "mqueue", _SAFE),
+        MountSpec("/sys", "sysfs", "sysfs", (*_SAFE, *mode)),
+        MountSpec("/sys/fs/cgroup", "cgroup", "cgroup", (*_SAFE, "relatime", *mode)),
+    )
+
+
+def _pod_files(files: PodFiles, readonly: bool) -> list[MountSpec]:
+    pairs = (("/etc/resolv.conf", files.resolv_conf), ("/etc/hostname", files.hostname), ("/etc/hosts", files.hosts))
+    flags = ("ro",) if readonly else ()
+    return [MountSpec(target, "bind", source, flags) for target, source in pairs if source]
+
+
+def _requested(index: int, mount: Mount) -> MountSpec:
+    field = f"config.mounts[{index}]"
+    if mount.image is not None:
+        raise Unsupported(f"{field}.image: ImageVolumeMountFailed: image volumes are not supported by this version")
+    if mount.uid_mappings or mount.gid_mappings:
+        raise Unsupported(f"{field}.uidMappings: user namespaces are not supported by this version")
+    target = _target(field, mount.container_path)
+    if not mount.host_path.startswith("/") or "\0" in mount.host_path:
+        raise InvalidSpec(f"{field}.host_path: {mount.host_path!r} is not an absolute path")
+    flags = [_option(field, option) for option in mount.options]
+    if mount.recursive_read_only:
+        if not mount.readonly or mount.propagation is not Propagation.PRIVATE:
+            raise InvalidSpec(f"{field}.recursive_read_only: true needs readonly and private propagation")
+        flags.append("rro")
+    elif mount.readonly:
+        flags.append("ro")
+    return MountSpec(target, "bind", mount.host_path, tuple(flags), (), mount.propagation)
+
+
+def _target(field: str, path: str) -> str:
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if not path.startswith("/") or ".." in parts or "\0" in path:
+        raise InvalidSpec(f"{field}.container_path: {path!r} is not an absolute path")
+    if not parts:
+        raise InvalidSpec(f"{field}.container_path: {path!r} is the root of the container")
+    if parts[0] == "proc":
+        # whoever owns what we read or write there would decide about labels and limits (CVE-2019-16884)
+        raise InvalidSpec(f"{field}.container_path: {path!r} cannot be mounted over")
+    return "/" + "/".join(parts)
+
+
+def _option(field: str, option: str) -> str:
+    if option not in _SAFE:
+        raise InvalidSpec(f"{field}.mount_options: {option!r} is not one of {', '.join(_SAFE)}")
+    return option
