@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tarfile
@@ -15,12 +16,14 @@ from crishim.model.image import ImageConfig
 
 _MAX_BYTES = 256 << 30
 _OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+#: what a compressed file begins with, to the end of its media type
+_SUFFIXES = {b"\x1f\x8b": "+gzip", b"\x28\xb5": "+zstd"}
 
 
 def layer_file_of(source: Path, spool: Path) -> tuple[Path, str]:
-    """A tar file with the root file system `source` (a tar, or a directory that is packed into `spool`), and its diff id.
+    """A tar file with the root file system `source`, and its diff id. Blocking.
 
-    InvalidSpec when it is neither. Blocking.
+    source is a tar file, or a directory, which is packed into `spool`; InvalidSpec when it is neither.
     """
     layer = source
     if source.is_dir():
@@ -46,7 +49,10 @@ def imported_documents(layer: Path, diff_id: str, config: ImageConfig, platform:
             "rootfs": {"type": "layers", "diff_ids": [diff_id]},
         }
     )
-    blob = {"mediaType": _OCI_LAYER, "digest": diff_id, "size": layer.stat().st_size}
+    with layer.open("rb") as file:
+        digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        kind = _OCI_LAYER + _SUFFIXES.get(os.pread(file.fileno(), 2, 0), "")
+    blob = {"mediaType": kind, "digest": digest, "size": layer.stat().st_size}
     return manifest_document(configuration, [blob]), configuration
 
 

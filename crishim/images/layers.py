@@ -1,4 +1,4 @@
-"""Layers on the disk: a blob unpacked once per chain id by a confined child, counted, shared, freed when nobody uses it.
+"""Layers on the disk: unpacked once per chain id by a confined child, counted, shared, freed when nobody uses them.
 
 A directory is filled under a temporary name, its diff id compared, written to the disk, renamed, and then committed;
 a crash in between leaves a directory without a row, which the next opening removes.

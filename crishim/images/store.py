@@ -48,6 +48,7 @@ _PARALLEL_LAYERS = 3
 _MIN_ID_PREFIX = 12
 
 Fetch = Callable[[], Awaitable[Path]]
+Images = list[Image]  # named here: inside the class `list` is the method
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class ImageStore:
     # -- looking, from memory ------------------------------------------------------------------------------------------
 
     def resolve(self, name: str) -> Image:
-        """The image called `name`: an id with or without "sha256:", 12 or more digits of one, a reference by tag or digest.
+        """The image called `name`: a reference by tag or digest, an id with or without "sha256:", or 12 digits of it.
 
         InvalidSpec when it cannot be a name of an image, NotFound when the store has none of that name.
         """
@@ -115,7 +116,7 @@ class ImageStore:
             raise NotFound(f"image {name!r} is not in the store")
         return image
 
-    def list(self, filter: str | None = None) -> list[Image]:
+    def list(self, filter: str | None = None) -> Images:
         """All images, or the one that `filter` names, or none."""
         if not filter:
             return sorted(self._images.values(), key=lambda image: image.id)
@@ -176,7 +177,7 @@ class ImageStore:
         finally:
             del self._pulls[key]
 
-    async def load(self, archive: Path) -> list[Image]:
+    async def load(self, archive: Path) -> Images:
         """Add the images of an OCI layout or docker archive (tar, also compressed). InvalidSpec, Exhausted, OSError."""
         async with self._spooled() as spool:
             found = await asyncio.to_thread(read_archive, archive, spool, self._platform)
@@ -360,8 +361,12 @@ def _reporter(progress: Callable[[PullProgress], None] | None) -> Callable[[Pull
     """A function for threads that has `progress` called on this event loop."""
     if progress is None:
         return lambda _: None
-    loop = asyncio.get_running_loop()
-    return lambda value: loop.call_soon_threadsafe(progress, value) and None
+    loop, call = asyncio.get_running_loop(), progress
+
+    def report(value: PullProgress) -> None:
+        loop.call_soon_threadsafe(call, value)
+
+    return report
 
 
 def _first_cause(failed: BaseException) -> BaseException:
