@@ -444,12 +444,10 @@ def reset_signals() -> None:
 
 def write_exec_attribute(proc: int, module: bytes, value: bytes) -> None:
     """The AppArmor profile or SELinux label of the next execve, through the host's procfs, which nobody can fake."""
+    paths = (b"thread-self/attr/apparmor/exec", b"thread-self/attr/exec")
     if module:
         value = b"exec " + value
-        paths = (b"thread-self/attr/apparmor/exec", b"thread-self/attr/exec")
-    else:
-        paths = (b"thread-self/attr/exec",)
-    for path in paths:
+    for path in paths if module else paths[1:]:
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
         except FileNotFoundError:

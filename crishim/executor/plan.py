@@ -193,7 +193,7 @@ def _early(process: dict[str, object], opened: dict[bytes, int]) -> list[Step]:
     """What needs the host's /proc and privileges: limits, priorities, affinity."""
     steps: list[Step] = []
     if process["oom_score_adj"] is not None:
-        steps.append(("set_oom_score_adj", opened[b"proc"], b"%d" % process["oom_score_adj"]  # type: ignore[str-format]))
+        steps.append(("set_oom_score_adj", opened[b"proc"], str(process["oom_score_adj"]).encode()))
     for kind, soft, hard in process["rlimits"]:  # type: ignore[attr-defined]
         steps.append(("set_rlimit", RLIMITS[kind], soft, hard))
     steps.append(("set_affinity", tuple(process["affinity"])))  # type: ignore[arg-type]
