@@ -48,7 +48,8 @@ def set_up(hostname: str, address: str, scratch: str) -> None:
 
 
 def start(argv: list[str], log: str, env: dict[str, str], cgroups: list[str]) -> dict[str, Any]:
-    """Starts a program with its output in a file, a member of the given cgroup directories from its first step on."""
+    """Starts a program with its output in a file, in the given cgroup directories; returns when it was executed."""
+    executed, executing = os.pipe()  # close-on-exec: the end of this stream is the execve
     pid = os.fork()
     if pid == 0:
         try:
@@ -64,6 +65,9 @@ def start(argv: list[str], log: str, env: dict[str, str], cgroups: list[str]) ->
         except BaseException as error:  # the child of a fork must not return into the loop
             os.write(2, f"{argv[0]}: {error}\n".encode())
             os._exit(127)
+    os.close(executing)
+    os.read(executed, 1)
+    os.close(executed)
     return {"pid": pid}
 
 

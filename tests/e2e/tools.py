@@ -131,7 +131,8 @@ def _go_mod(go: str, module: Module, environ: dict[str, str], work: Path) -> str
     """A go.mod of our own that requires the module; replaces of the module itself would not count elsewhere."""
     lines = ["module crishim.test/tools", "", f"require {module.path} {module.version}"]
     if module.staging is None:
-        return "\n".join(lines) + "\n"
+        # with a go line the module graph is pruned: modules that nothing here imports are not even looked at
+        return "\n".join([*lines, "", f"go {GO_FLOOR[0]}.{GO_FLOOR[1]}"]) + "\n"
     command = [go, "mod", "download", "-json", f"{module.path}@{module.version}"]
     answer = json.loads(subprocess.run(command, cwd=work, env=environ, check=True, stdout=subprocess.PIPE).stdout)
     upstream = Path(answer["GoMod"]).read_text()

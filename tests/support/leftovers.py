@@ -69,9 +69,10 @@ def _processes() -> Iterator[str]:
     for pid in (name for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()):
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            name = Path(f"/proc/{pid}/comm").read_text()
             marked = mark is not None and wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         except (OSError, ProcessLookupError):
             continue
-        if command and (marked or name.startswith(_OURS) or command.startswith(_OURS)):
+        # the executor's processes are told apart by name: they get an environment of their own
+        if command and (marked or name.startswith(_OURS) or f"{_OURS}.executor" in command):
             yield f"process {pid} {command[:100]}"
