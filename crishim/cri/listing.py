@@ -1,0 +1,178 @@
+"""Lists without work: each sandbox, container and image is serialised when it changes, and a List call joins bytes.
+
+The store's subscriptions call `upsert_*` and `remove_*`; everything happens in the event loop's thread, so a list is
+one moment of the store. Every List answer of CRI is one repeated field with number 1, so an entry is that field's tag,
+its length and the message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from crishim.cri.convert import checks, container, image, sandbox, stats
+from crishim.cri.pb import api_pb2 as pb
+from crishim.model.container import Container, ContainerState
+from crishim.model.image import Image
+from crishim.model.sandbox import Sandbox, SandboxState
+from crishim.model.stats import ContainerSample
+
+#: the kubelet finds everything of a pod by this label, every second
+POD_UID: Final = "io.kubernetes.pod.uid"
+#: field 1, length-delimited (protobuf encoding)
+_TAG: Final = b"\x0a"
+
+T = TypeVar("T", Sandbox, Container)
+
+
+def entry(message: Message) -> bytes:
+    """`message` as one element of a repeated field with number 1."""
+    body = message.SerializeToString()
+    return _TAG + _varint(len(body)) + body
+
+
+def _varint(number: int) -> bytes:
+    groups = bytearray()
+    while number > 0x7F:
+        groups.append(number & 0x7F | 0x80)
+        number >>= 7
+    groups.append(number)
+    return bytes(groups)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry(Generic[T]):
+    value: T
+    blob: bytes
+
+
+class _Entries(Generic[T]):
+    """Entries in the order in which they came, with an index by the uid of their pod."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, _Entry[T]] = {}
+        #: pod uid to ids; dicts keep the order
+        self._by_pod: dict[str, dict[str, None]] = {}
+
+    def upsert(self, value: T, blob: bytes) -> None:
+        """Labels never change, so the index is made once."""
+        if value.id not in self._entries and POD_UID in value.config.labels:
+            self._by_pod.setdefault(value.config.labels[POD_UID], {})[value.id] = None
+        self._entries[value.id] = _Entry(value, blob)
+
+    def remove(self, id: str) -> None:
+        removed = self._entries.pop(id, None)
+        uid = None if removed is None else removed.value.config.labels.get(POD_UID)
+        if uid is not None and uid in self._by_pod:
+            self._by_pod[uid].pop(id, None)
+            if not self._by_pod[uid]:
+                del self._by_pod[uid]
+
+    def all(self) -> Collection[_Entry[T]]:
+        return self._entries.values()
+
+    def get(self, id: str) -> _Entry[T] | None:
+        return self._entries.get(id)
+
+    def matching(self, id: str, labels: Mapping[str, str]) -> Iterator[_Entry[T]]:
+        """Entries with every pair of `labels`, and with that id or the only one that begins with it."""
+        wanted = labels.items()
+        for candidate in self._candidates(id, labels):
+            if wanted <= candidate.value.config.labels.items():
+                yield candidate
+
+    def _candidates(self, id: str, labels: Mapping[str, str]) -> Iterable[_Entry[T]]:
+        if id:
+            exact = self._entries.get(id)
+            found = [exact] if exact else [e for key, e in self._entries.items() if key.startswith(id)]
+            return found if len(found) == 1 else ()
+        if POD_UID in labels:
+            return [self._entries[key] for key in self._by_pod.get(labels[POD_UID], ())]
+        return self._entries.values()
+
+
+class Listing:
+    """Answers of the List methods, as bytes."""
+
+    def __init__(self) -> None:
+        self._sandboxes = _Entries[Sandbox]()
+        self._containers = _Entries[Container]()
+        self._images: dict[str, bytes] = {}
+        #: container id to the values that the bytes were made of, and the bytes
+        self._stats: dict[str, tuple[Container, ContainerSample, bytes]] = {}
+
+    def upsert_sandbox(self, value: Sandbox) -> None:
+        """A sandbox is new or has changed."""
+        self._sandboxes.upsert(value, entry(sandbox.to_list_entry(value)))
+
+    def remove_sandbox(self, sandbox_id: str) -> None:
+        """Nothing to do when it is unknown."""
+        self._sandboxes.remove(sandbox_id)
+
+    def upsert_container(self, value: Container) -> None:
+        """A container is new or has changed."""
+        self._containers.upsert(value, entry(container.to_list_entry(value)))
+
+    def remove_container(self, container_id: str) -> None:
+        """Nothing to do when it is unknown."""
+        self._containers.remove(container_id)
+        self._stats.pop(container_id, None)
+
+    def upsert_image(self, value: Image) -> None:
+        """An image is new or has changed."""
+        self._images[value.id] = entry(image.to_proto(value))
+
+    def remove_image(self, image_id: str) -> None:
+        """Nothing to do when it is unknown."""
+        self._images.pop(image_id, None)
+
+    def sandboxes(self, wanted: pb.PodSandboxFilter) -> bytes:
+        """Bytes of a ListPodSandboxResponse."""
+        entries = self._sandboxes.matching(wanted.id, wanted.label_selector)
+        if wanted.HasField("state"):
+            state = checks.one_of("filter.state.state", wanted.state.state, SandboxState)
+            entries = (e for e in entries if e.value.state is state)
+        return b"".join(e.blob for e in entries)
+
+    def containers(self, wanted: pb.ContainerFilter) -> bytes:
+        """Bytes of a ListContainersResponse."""
+        entries = self._in_sandbox(wanted.pod_sandbox_id, self._containers.matching(wanted.id, wanted.label_selector))
+        if wanted.HasField("state"):
+            state = checks.one_of("filter.state.state", wanted.state.state, ContainerState)
+            entries = (e for e in entries if e.value.state is state)
+        return b"".join(e.blob for e in entries)
+
+    def images(self, image_id: str | None = None) -> bytes:
+        """Bytes of a ListImagesResponse: all, or the one with that id."""
+        if image_id is None:
+            return b"".join(self._images.values())
+        return self._images.get(image_id, b"")
+
+    def running(self, wanted: pb.ContainerStatsFilter) -> list[str]:
+        """Ids of the running containers that match."""
+        entries = self._in_sandbox(wanted.pod_sandbox_id, self._containers.matching(wanted.id, wanted.label_selector))
+        return [e.value.id for e in entries if e.value.state is ContainerState.RUNNING]
+
+    def container_stats(self, samples: Sequence[ContainerSample]) -> bytes:
+        """Bytes of a ListContainerStatsResponse; samples of containers that are gone are left out."""
+        return b"".join(self._stats_entry(sample) for sample in samples)
+
+    def _stats_entry(self, sample: ContainerSample) -> bytes:
+        known = self._containers.get(sample.container_id)
+        if known is None:
+            return b""
+        of, made_of, blob = self._stats.get(sample.container_id, (None, None, b""))
+        if made_of is not sample or of is not known.value:
+            blob = entry(stats.to_proto(known.value, sample))
+            self._stats[sample.container_id] = (known.value, sample, blob)
+        return blob
+
+    def _in_sandbox(self, sandbox_id: str, entries: Iterator[_Entry[Container]]) -> Iterator[_Entry[Container]]:
+        """Those whose sandbox has that id, or the only one that begins with it; all for ""."""
+        if not sandbox_id:
+            return entries
+        matches = [e.value.id for e in self._sandboxes.matching(sandbox_id, {})]
+        return (e for e in entries if e.value.sandbox_id in matches)
