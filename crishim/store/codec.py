@@ -13,6 +13,7 @@ import dataclasses
 import enum
 import functools
 import json
+import operator
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -107,7 +108,7 @@ def _optional(hint: Any) -> _Codec:
         raise TypeError(f"the store has no codec for the union {hint!r}")
     inner = _codec_of(inner_hints[0])
     return _Codec(
-        lambda value: None if value is None else inner.encode(value),
+        _same if inner.encode is _same else lambda value: None if value is None else inner.encode(value),
         lambda value, path: None if value is None else inner.decode(value, path),
     )
 
@@ -116,7 +117,7 @@ def _tuple(args: tuple[Any, ...]) -> _Codec:
     if len(args) == 2 and args[1] is Ellipsis:
         item = _codec_of(args[0])
         return _Codec(
-            lambda value: [item.encode(part) for part in value],
+            list if item.encode is _same else lambda value: [item.encode(part) for part in value],
             lambda value, path: tuple(
                 item.decode(part, f"{path}[{index}]") for index, part in enumerate(_list(value, path))
             ),
@@ -145,7 +146,7 @@ def _mapping(key_hint: Any, value_hint: Any) -> _Codec:
         raise TypeError(f"the store has no codec for keys of {key_hint!r}")
     item = _codec_of(value_hint)
     return _Codec(
-        lambda value: {key: item.encode(part) for key, part in value.items()},
+        dict if item.encode is _same else lambda value: {key: item.encode(part) for key, part in value.items()},
         lambda value, path: {key: item.decode(part, f"{path}[{key!r}]") for key, part in _dict(value, path).items()},
     )
 
@@ -169,8 +170,16 @@ def _dataclass(kind: Any) -> _Codec:
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
 
+    # Most fields are JSON values already: they are taken in one go, and only the others one by one.
+    encoders = [(name, codec.encode) for name, codec in codecs.items() if codec.encode is not _same]
+    names = tuple(codecs)
+    take = operator.attrgetter(*names) if len(names) > 1 else lambda value: (getattr(value, names[0]),)
+
     def encode(value: Any) -> dict[str, Any]:
-        return {name: codec.encode(getattr(value, name)) for name, codec in codecs.items()}
+        encoded = dict(zip(names, take(value)))
+        for name, encode_field in encoders:
+            encoded[name] = encode_field(encoded[name])
+        return encoded
 
     def decode(value: object, path: str) -> Any:
         found = _dict(value, path)

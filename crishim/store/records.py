@@ -11,6 +11,7 @@ in a sandbox's directory (its monitor's socket, exit records) belong to the exec
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -68,35 +69,37 @@ class Records:
         self._sandboxes = state / "sandboxes"
         self._boot_id = boot_id
 
+    # Paths are plain text below: pathlib would take longer than the file system.
+
     def write_sandbox(self, sandbox: Sandbox) -> None:
         """Raises Exhausted when the state directory is full."""
-        self._write(self._folder(sandbox.id) / "sandbox.json", "sandbox", sandbox)
+        self._write(self._folder(sandbox.id), "sandbox.json", "sandbox", sandbox)
 
     def write_container(self, container: Container) -> None:
         """Also ends the container's reservation. Raises Exhausted when the state directory is full."""
-        folder = self._folder(container.sandbox_id) / "containers"
-        self._write(folder / f"{_checked(container.id)}.json", "container", container)
-        (folder / f"{container.id}{_RESERVATION}").unlink(missing_ok=True)
+        folder = f"{self._folder(container.sandbox_id)}/containers"
+        self._write(folder, f"{_checked(container.id)}.json", "container", container)
+        _unlink(f"{folder}/{container.id}{_RESERVATION}")
 
     def write_reservation(self, reservation: ContainerReservation) -> None:
         """Raises Exhausted when the state directory is full."""
-        folder = self._folder(reservation.sandbox_id) / "containers"
-        self._write(folder / f"{_checked(reservation.id)}{_RESERVATION}", "reservation", reservation)
+        folder = f"{self._folder(reservation.sandbox_id)}/containers"
+        self._write(folder, f"{_checked(reservation.id)}{_RESERVATION}", "reservation", reservation)
 
     def remove_container(self, sandbox_id: str, container_id: str) -> None:
         """Remove the record and the reservation of a container; neither need exist."""
-        folder = self._folder(sandbox_id) / "containers"
-        (folder / f"{_checked(container_id)}.json").unlink(missing_ok=True)
-        (folder / f"{container_id}{_RESERVATION}").unlink(missing_ok=True)
+        base = f"{self._folder(sandbox_id)}/containers/{_checked(container_id)}"
+        _unlink(f"{base}.json")
+        _unlink(f"{base}{_RESERVATION}")
 
     def remove_sandbox(self, sandbox_id: str) -> None:
         """Remove the record of a sandbox, then its directories when nothing else is in them."""
         folder = self._folder(sandbox_id)
-        (folder / "sandbox.json").unlink(missing_ok=True)
+        _unlink(f"{folder}/sandbox.json")
         with contextlib.suppress(OSError):  # not empty, or gone: the executor still has files there
-            (folder / "containers").rmdir()
+            os.rmdir(f"{folder}/containers")
         with contextlib.suppress(OSError):
-            folder.rmdir()
+            os.rmdir(folder)
 
     def read_all(self) -> RecordSet:
         """Every record; what cannot be read is listed as damaged. Temporary files of a crash are removed."""
@@ -111,25 +114,38 @@ class Records:
             frozenset(reader.other_boot),
         )
 
-    def _folder(self, sandbox_id: str) -> Path:
-        return self._sandboxes / _checked(sandbox_id)
+    def _folder(self, sandbox_id: str) -> str:
+        return f"{self._sandboxes}/{_checked(sandbox_id)}"
 
-    def _write(self, path: Path, kind: str, value: object) -> None:
-        text = json.dumps(
-            {"version": VERSION, "boot_id": self._boot_id, kind: codec.to_json(value)}, separators=(",", ":")
-        )
-        temporary = path.with_name(f".{path.name}.tmp")  # one writer per id: no other name is needed
+    def _write(self, folder: str, name: str, kind: str, value: object) -> None:
+        record = {"version": VERSION, "boot_id": self._boot_id, kind: codec.to_json(value)}
+        text = json.dumps(record, separators=(",", ":")).encode("ascii")
+        temporary = f"{folder}/.{name}.tmp"  # one writer per id: no other name is needed
         try:
             try:
-                temporary.write_bytes(text.encode("ascii"))
+                _write_file(temporary, text)
             except FileNotFoundError:
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                temporary.write_bytes(text.encode("ascii"))
-            os.replace(temporary, path)
+                os.makedirs(folder, mode=0o700, exist_ok=True)
+                _write_file(temporary, text)
+            os.rename(temporary, f"{folder}/{name}")
         except OSError as error:
             with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise Exhausted(f"the {kind} record {path} cannot be written: {error.strerror}") from error
+                os.unlink(temporary)
+            raise Exhausted(f"the {kind} record {folder}/{name} cannot be written: {error.strerror}") from error
+
+
+def _write_file(path: str, text: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        if os.write(fd, text) < len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(fd)
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 class _Reader:

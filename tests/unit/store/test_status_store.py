@@ -242,7 +242,7 @@ def test_a_full_state_directory_changes_nothing(store: Store, tmp_path: Path, mo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     store.subscribe(lambda *change: pytest.fail("published"))
-    monkeypatch.setattr("crishim.store.records.os.replace", refuse)
+    monkeypatch.setattr("crishim.store.records.os.rename", refuse)
     with pytest.raises(Exhausted, match="No space left"):
         store.put_container(CONTAINER)
     with pytest.raises(Exhausted):
