@@ -1,0 +1,281 @@
+"""The embedded bridge network: pods in one bridge with addresses, masquerade and host ports, without any plugin.
+
+`BridgeNetwork` is the door's `Network`: it decides and keeps order; `pool.py` remembers, `bridge_kernel.py` acts. All
+of it runs in one thread of its own, since the pool syncs a disk. Attach is reserve, then rules, then link; detach is
+rules, then link, then release: at each point the record on disk names whatever the kernel may hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from crishim.errors import CrishimError, InvalidSpec, TimedOut, Unavailable
+from crishim.model.sandbox import PortMapping, SandboxConfig
+from crishim.network.bridge_kernel import BridgeKernel, BridgeNames, NotReady
+from crishim.network.door import Attachment, NetworkResult, Readiness
+from crishim.network.pool import AddressPool, Reservation, Subnet, gateway_of
+from crishim.network.rules import host_address, is_known_protocol
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_READY_WAIT_S = 1.0
+_NOT_OPEN = Readiness(False, "NetworkStarting", "the pod network is not set up yet")
+
+
+class BridgeNetwork:
+    """See `Network` for the contract of each method that has no words here."""
+
+    def __init__(
+        self,
+        instance: str,
+        subnets: Sequence[str],
+        database: Path,
+        *,
+        kernel: BridgeKernel | None = None,
+    ) -> None:
+        """Nothing happens before `open`. `database` is a file in a directory that outlives a reboot.
+
+        `subnets` are at most one of each IP version, the preferred first, used until the kubelet tells its pod CIDR.
+        InvalidSpec when they are not understood.
+        """
+        self._configured = parse_subnets(subnets, "network.bridge.subnets")
+        self._database = database
+        self._kernel = kernel or BridgeKernel(BridgeNames.of(instance))
+        self._pool: AddressPool | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="crishim-network")
+        #: what the last setup found; read by the loop's thread, replaced by the other one
+        self._readiness = _NOT_OPEN
+
+    async def open(self) -> None:
+        await self._run(self._open)
+
+    async def close(self) -> None:
+        await self._run(self._close)
+        self._thread.shutdown()
+
+    async def ready(self) -> Readiness:
+        """Sets the bridge up again when it was not ready, so that a repaired node needs no restart.
+
+        A disk that hangs must not hang Status, so the answer is the last known one when the thread is busy for long.
+        """
+        if self._readiness.ready and self._kernel.is_forwarding():
+            return self._readiness
+        try:
+            return await asyncio.wait_for(self._run(self._refresh), _READY_WAIT_S)
+        except TimeoutError:
+            return self._readiness
+
+    async def attach(self, attachment: Attachment, *, deadline_s: float) -> NetworkResult:
+        ports = validated_ports(attachment.sandbox)
+        async with _deadline(deadline_s, f"the network of sandbox {attachment.sandbox_id} was not set up"):
+            return await self._run(lambda: self._attach(attachment, ports))
+
+    async def detach(self, sandbox_id: str, netns_path: str | None, *, deadline_s: float) -> None:
+        async with _deadline(deadline_s, f"the network of sandbox {sandbox_id} was not removed"):
+            await self._run(lambda: self._detach(sandbox_id))
+
+    async def check(self, sandbox_id: str, netns_path: str, *, deadline_s: float) -> None:
+        async with _deadline(deadline_s, f"the network of sandbox {sandbox_id} was not checked"):
+            await self._run(lambda: self._check(sandbox_id))
+
+    async def reconcile(self, live_ids: Iterable[str], *, deadline_s: float) -> tuple[str, ...]:
+        live = frozenset(live_ids)
+        async with _deadline(deadline_s, "the leftovers of networks were not removed"):
+            return await self._run(lambda: self._reconcile(live))
+
+    async def set_pod_cidr(self, pod_cidr: str) -> None:
+        texts = [text.strip() for text in pod_cidr.split(",") if text.strip()]
+        if texts:
+            subnets = parse_subnets(texts, "pod_cidr")
+            await self._run(lambda: self._set_pod_cidr(subnets))
+
+    async def teardown(self) -> None:
+        """Removes the instance from the kernel, for the end of a node or of a test. The pool's file stays."""
+        await self._run(self._kernel.teardown)
+
+    # -- in the thread
+
+    def _open(self) -> None:
+        self._pool = AddressPool(self._database)
+        self._setup()
+
+    def _close(self) -> None:
+        self._kernel.close()
+        if self._pool is not None:
+            self._pool.close()
+        self._pool, self._readiness = None, _NOT_OPEN
+
+    def _setup(self) -> None:
+        pool = self._opened()
+        try:
+            warning = self._kernel.ensure(self._subnets(), pool.list())
+        except NotReady as error:
+            readiness = error.readiness
+        except OSError as error:
+            readiness = Readiness(False, "BridgeFailed", f"the bridge cannot be set up: {error.strerror}")
+        else:
+            readiness = Readiness(True, message=warning)
+        if readiness != self._readiness and readiness.message:
+            logger.warning("pod network: %s", readiness.message)
+        self._readiness = readiness
+
+    def _refresh(self) -> Readiness:
+        if self._pool is not None and not (self._readiness.ready and self._kernel.is_forwarding()):
+            self._setup()
+        return self._readiness
+
+    def _attach(self, attachment: Attachment, ports: tuple[PortMapping, ...]) -> NetworkResult:
+        pool = self._opened()
+        if not self._refresh().ready:
+            raise Unavailable(self._readiness.message)
+        subnets = self._subnets()
+        _require_family(ports, subnets)
+        reservation = pool.reserve(attachment.sandbox_id, subnets, ports)
+        try:
+            mac = self._connect(reservation, attachment)
+        except Exception as error:
+            self._undo(attachment.sandbox_id, error)
+            if isinstance(error, OSError):
+                what = f"the network of sandbox {attachment.sandbox_id} cannot be set up: {error.strerror}"
+                raise Unavailable(what) from error
+            raise
+        return NetworkResult(
+            ips=tuple(str(ip) for ip in reservation.ips),
+            mac=mac,
+            gateways=tuple(str(gateway_of(each.network)) for each in reservation.interfaces),
+        )
+
+    def _connect(self, reservation: Reservation, attachment: Attachment) -> str:
+        try:
+            return self._kernel.connect(reservation, attachment.netns_fd, attachment.pod_netlink_fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
+                raise
+            # somebody deleted the table or the bridge, as a reload of a firewall does
+            self._setup()
+            if not self._readiness.ready:
+                raise Unavailable(self._readiness.message) from error
+            return self._kernel.connect(reservation, attachment.netns_fd, attachment.pod_netlink_fd)
+
+    def _undo(self, sandbox_id: str, error: BaseException) -> None:
+        try:
+            self._detach(sandbox_id)
+        except (OSError, CrishimError) as another:
+            error.add_note(f"and it was not undone: {another}")
+
+    def _detach(self, sandbox_id: str) -> None:
+        pool = self._opened()
+        try:
+            self._kernel.disconnect(sandbox_id, pool.find(sandbox_id))
+        except OSError as error:
+            what = f"the network of sandbox {sandbox_id} cannot be removed: {error.strerror}"
+            raise Unavailable(what) from error
+        pool.release(sandbox_id)
+
+    def _check(self, sandbox_id: str) -> None:
+        reservation = self._opened().find(sandbox_id)
+        if reservation is None:
+            raise Unavailable(f"sandbox {sandbox_id} has no address")
+        try:
+            connected = self._kernel.is_connected(reservation)
+        except OSError as error:
+            raise Unavailable(f"the network of sandbox {sandbox_id} cannot be checked: {error.strerror}") from error
+        if not connected:
+            raise Unavailable(f"the network of sandbox {sandbox_id} lost its link or its rules")
+
+    def _reconcile(self, live: frozenset[str]) -> tuple[str, ...]:
+        pool = self._opened()
+        failed = []
+        for reservation in pool.list():
+            if reservation.sandbox_id not in live:
+                try:
+                    self._detach(reservation.sandbox_id)
+                except CrishimError as error:
+                    logger.warning("%s", error)
+                    failed.append(reservation.sandbox_id)
+        self._setup()
+        if self._readiness.ready:
+            self._kernel.remove_strays({each.sandbox_id for each in pool.list()})
+        return tuple(failed)
+
+    def _set_pod_cidr(self, subnets: tuple[Subnet, ...]) -> None:
+        pool = self._opened()
+        if pool.pod_cidr() != subnets:
+            pool.set_pod_cidr(subnets)
+            self._setup()
+
+    def _subnets(self) -> tuple[Subnet, ...]:
+        return self._opened().pod_cidr() or self._configured
+
+    def _opened(self) -> AddressPool:
+        if self._pool is None:
+            raise Unavailable(_NOT_OPEN.message)
+        return self._pool
+
+    async def _run(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+
+@asynccontextmanager
+async def _deadline(seconds: float, what: str) -> AsyncIterator[None]:
+    """TimedOut at the deadline; the thread goes on, and a later detach waits its turn behind it."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise TimedOut(f"{what} within {seconds} s") from error
+
+
+def parse_subnets(texts: Sequence[str], field: str) -> tuple[Subnet, ...]:
+    """At least one, and at most one of each IP version; host bits are cut off. InvalidSpec names the field."""
+    subnets: list[Subnet] = []
+    for text in texts:
+        try:
+            subnet = ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            raise InvalidSpec(f"{field}: {text!r} is not a subnet such as 10.88.0.0/16") from None
+        if subnet.max_prefixlen - subnet.prefixlen < 2:
+            raise InvalidSpec(f"{field}: {text!r} has no room for a bridge and a pod")
+        if any(each.version == subnet.version for each in subnets):
+            raise InvalidSpec(f"{field}: {text!r} is a second subnet of IPv{subnet.version}")
+        subnets.append(subnet)
+    if not subnets:
+        raise InvalidSpec(f"{field}: a subnet is missing")
+    return tuple(subnets)
+
+
+def validated_ports(sandbox: SandboxConfig) -> tuple[PortMapping, ...]:
+    """Mappings that ask for a host port, each once. InvalidSpec names the field and the value."""
+    ports: dict[PortMapping, None] = {}
+    for port in sandbox.port_mappings:
+        if port.host_port == 0:
+            continue
+        if not is_known_protocol(port.protocol):
+            raise InvalidSpec(f"port_mappings.protocol: {port.protocol!r} is not one of tcp, udp, sctp")
+        if not (0 < port.host_port < 65536 and 0 < port.container_port < 65536):
+            pair = f"{port.host_port}, {port.container_port}"
+            raise InvalidSpec(f"port_mappings: host_port, container_port {pair} are not within 1..65535")
+        try:
+            host_address(port)
+        except ValueError:
+            raise InvalidSpec(f"port_mappings.host_ip: {port.host_ip!r} is not an IP address") from None
+        ports[port] = None
+    return tuple(ports)
+
+
+def _require_family(ports: Iterable[PortMapping], subnets: Iterable[Subnet]) -> None:
+    versions = {subnet.version for subnet in subnets}
+    for port in ports:
+        address = host_address(port)
+        if address is not None and address.version not in versions:
+            raise InvalidSpec(f"port_mappings.host_ip: {port.host_ip!r}, but pods have no IPv{address.version} address")

@@ -1,0 +1,212 @@
+"""Addresses and host ports of pods, on disk, so that none is given twice whatever crashes.
+
+One sqlite file, WAL with synchronous FULL: a reservation is durable before the first effect in the kernel, and it is
+released after the last one. A reservation names everything that must be undone, so `bridge.py` needs no other record.
+Addresses are given in turn: one that was released is not used again before the others, since peers may still have it
+in their caches. Beyond its scope: what the kernel has. Calls block for a disk sync; one thread at a time.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from crishim.errors import AlreadyExists, Exhausted, Unavailable, Unsupported
+from crishim.model.sandbox import PortMapping
+from crishim.network.rtnetlink import Address, Interface, interface_of
+
+Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_SCHEMA_VERSION = 1
+_SCHEMA = (
+    "CREATE TABLE address (ip TEXT PRIMARY KEY, subnet TEXT NOT NULL, sandbox_id TEXT NOT NULL)",
+    "CREATE INDEX address_of_sandbox ON address (sandbox_id)",
+    "CREATE TABLE port (protocol TEXT NOT NULL, host_ip TEXT NOT NULL, host_port INTEGER NOT NULL,"
+    " container_port INTEGER NOT NULL, sandbox_id TEXT NOT NULL, PRIMARY KEY (protocol, host_ip, host_port))",
+    "CREATE INDEX port_of_sandbox ON port (sandbox_id)",
+    # the address given last in each subnet
+    "CREATE TABLE turn (subnet TEXT PRIMARY KEY, ip TEXT NOT NULL)",
+    # the kubelet tells its pod CIDR when it starts or when it changes, not when we restart
+    "CREATE TABLE pod_cidr (subnet TEXT NOT NULL)",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What one sandbox holds: an address in each subnet, in the order of the subnets, and host ports."""
+
+    sandbox_id: str
+    interfaces: tuple[Interface, ...]
+    ports: tuple[PortMapping, ...] = ()
+
+    @property
+    def ips(self) -> tuple[Address, ...]:
+        return tuple(each.ip for each in self.interfaces)
+
+
+class AddressPool:
+    """The pool of one instance. Raises Unavailable when the disk refuses, for instance because it is full."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or makes the file. Unsupported when a newer version of crishim wrote it."""
+        # threads take turns, see the top of this module
+        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = FULL")
+            self._migrate(path)
+        except BaseException:
+            self._database.close()
+            raise
+
+    def close(self) -> None:
+        self._database.close()
+
+    def reserve(self, sandbox_id: str, subnets: Sequence[Subnet], ports: Sequence[PortMapping] = ()) -> Reservation:
+        """What the sandbox holds already, whatever the arguments, else a new address in each subnet and these ports.
+
+        Exhausted names the subnet that has no free address, AlreadyExists the host port and its owner; both reserve
+        nothing.
+        """
+        with self._transaction():
+            held = self.find(sandbox_id)
+            if held is not None:
+                return held
+            interfaces = tuple(self._take(sandbox_id, subnet) for subnet in subnets)
+            for port in ports:
+                self._take_port(sandbox_id, port)
+            return Reservation(sandbox_id, interfaces, tuple(ports))
+
+    def release(self, sandbox_id: str) -> None:
+        """Nothing to do when the sandbox holds nothing."""
+        with self._transaction():
+            self._database.execute("DELETE FROM address WHERE sandbox_id = ?", (sandbox_id,))
+            self._database.execute("DELETE FROM port WHERE sandbox_id = ?", (sandbox_id,))
+
+    def find(self, sandbox_id: str) -> Reservation | None:
+        """None when the sandbox holds nothing."""
+        rows = self._database.execute(
+            "SELECT ip, subnet FROM address WHERE sandbox_id = ? ORDER BY rowid", (sandbox_id,)
+        ).fetchall()
+        if not rows:
+            return None
+        interfaces = tuple(_interface(ip, ipaddress.ip_network(subnet)) for ip, subnet in rows)
+        ports = self._database.execute(
+            "SELECT protocol, container_port, host_port, host_ip FROM port WHERE sandbox_id = ? ORDER BY rowid",
+            (sandbox_id,),
+        )
+        return Reservation(sandbox_id, interfaces, tuple(PortMapping(*row) for row in ports))
+
+    def list(self) -> tuple[Reservation, ...]:
+        """Every reservation, oldest first."""
+        rows = self._database.execute("SELECT sandbox_id FROM address GROUP BY sandbox_id ORDER BY min(rowid)")
+        found = (self.find(sandbox_id) for (sandbox_id,) in rows.fetchall())
+        return tuple(each for each in found if each is not None)
+
+    def subnets(self) -> frozenset[Subnet]:
+        """Those in which an address is held, whether or not new ones are given there."""
+        rows = self._database.execute("SELECT DISTINCT subnet FROM address")
+        return frozenset(ipaddress.ip_network(subnet) for (subnet,) in rows)
+
+    def pod_cidr(self) -> tuple[Subnet, ...]:
+        """What `set_pod_cidr` kept last; empty when it was never called."""
+        rows = self._database.execute("SELECT subnet FROM pod_cidr ORDER BY rowid")
+        return tuple(ipaddress.ip_network(subnet) for (subnet,) in rows)
+
+    def set_pod_cidr(self, subnets: Sequence[Subnet]) -> None:
+        """Keep the kubelet's choice over restarts; the reservations stay."""
+        with self._transaction():
+            self._database.execute("DELETE FROM pod_cidr")
+            self._database.executemany("INSERT INTO pod_cidr VALUES (?)", [(str(each),) for each in subnets])
+
+    def _take(self, sandbox_id: str, subnet: Subnet) -> Interface:
+        row = self._database.execute("SELECT ip FROM turn WHERE subnet = ?", (str(subnet),)).fetchone()
+        last = int(ipaddress.ip_address(row[0])) if row else int(gateway_of(subnet))
+        (held,) = self._database.execute("SELECT count(*) FROM address WHERE subnet = ?", (str(subnet),)).fetchone()
+        number = None
+        if held < _capacity(subnet):
+            number = next((each for each in _in_turn(subnet, last) if self._is_free(each, subnet)), None)
+        if number is None:
+            raise Exhausted(f"subnet {subnet} has no free address: {held} are held")
+        interface = _interface(number, subnet)
+        ip = str(interface.ip)
+        self._database.execute("INSERT INTO address VALUES (?, ?, ?)", (ip, str(subnet), sandbox_id))
+        self._database.execute("INSERT OR REPLACE INTO turn VALUES (?, ?)", (str(subnet), ip))
+        return interface
+
+    def _is_free(self, number: int, subnet: Subnet) -> bool:
+        # asked over all subnets: an older pod CIDR may overlap this one
+        ip = str(_interface(number, subnet).ip)
+        return self._database.execute("SELECT 1 FROM address WHERE ip = ?", (ip,)).fetchone() is None
+
+    def _take_port(self, sandbox_id: str, port: PortMapping) -> None:
+        key = (port.protocol, port.host_ip, port.host_port)
+        owner = self._database.execute(
+            "SELECT sandbox_id FROM port WHERE protocol = ? AND host_ip = ? AND host_port = ?", key
+        ).fetchone()
+        if owner:
+            where = f"{port.host_ip or 'every address'}, {port.protocol}"
+            raise AlreadyExists(f"host port {port.host_port} ({where}) is taken by sandbox {owner[0]}")
+        self._database.execute("INSERT INTO port VALUES (?, ?, ?, ?, ?)", (*key, port.container_port, sandbox_id))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """IMMEDIATE, so that a second server on this file fails here and not half-way."""
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._database.execute("COMMIT")
+            except BaseException:
+                # sqlite has rolled back by itself after some errors of COMMIT
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+        except sqlite3.OperationalError as error:
+            raise Unavailable(f"the address pool cannot be written: {error}") from error
+
+    def _migrate(self, path: Path) -> None:
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if version > _SCHEMA_VERSION:
+            raise Unsupported(
+                f"{path} has version {version}, written by a newer crishim; this one knows {_SCHEMA_VERSION}"
+            )
+        if version == _SCHEMA_VERSION:
+            return
+        with self._transaction():
+            for statement in _SCHEMA:
+                self._database.execute(statement)
+            self._database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+
+
+def gateway_of(subnet: Subnet) -> Address:
+    """The bridge's own address: the first of the subnet."""
+    return subnet.network_address + 1
+
+
+def _pod_addresses(subnet: Subnet) -> range:
+    """After the gateway; the last address of an IPv4 subnet is its broadcast address."""
+    return range(int(gateway_of(subnet)) + 1, int(subnet.broadcast_address) + (0 if subnet.version == 4 else 1))
+
+
+def _capacity(subnet: Subnet) -> int:
+    # not len(): an IPv6 subnet may hold more than a C long
+    addresses = _pod_addresses(subnet)
+    return max(addresses.stop - addresses.start, 0)
+
+
+def _in_turn(subnet: Subnet, last: int) -> Iterator[int]:
+    """Every address that pods may have, once, beginning after `last`."""
+    addresses = _pod_addresses(subnet)
+    start = min(max(last + 1, addresses.start), addresses.stop)
+    yield from range(start, addresses.stop)
+    yield from range(addresses.start, start)
+
+
+def _interface(ip: str | int, subnet: Subnet) -> Interface:
+    address = ipaddress.IPv4Address(ip) if subnet.version == 4 else ipaddress.IPv6Address(ip)
+    return interface_of(address, subnet.prefixlen)
