@@ -101,12 +101,10 @@ class Registry:
 
 
 @contextlib.contextmanager
-def running_registry(
-    directory: Path, *, htpasswd: str = "", token_realm: str = "", root_certificate: Path | None = None
-) -> Iterator[Registry]:
+def running_registry(directory: Path, *, htpasswd: str = "") -> Iterator[Registry]:
     """Start a registry with its files in `directory`; it is gone when the block ends.
 
-    htpasswd: content of a password file, for basic authentication. token_realm with root_certificate: bearer.
+    htpasswd: content of a password file (bcrypt), for basic authentication.
     """
     program = shutil.which("docker-registry")
     assert program, "docker-registry is not installed"
@@ -122,15 +120,6 @@ def running_registry(
     if htpasswd:
         (directory / "htpasswd").write_text(htpasswd)
         configuration["auth"] = {"htpasswd": {"realm": "test", "path": str(directory / "htpasswd")}}
-    if token_realm:
-        configuration["auth"] = {
-            "token": {
-                "realm": token_realm,
-                "service": "test",
-                "issuer": "test",
-                "rootcertbundle": str(root_certificate),
-            }
-        }
     (directory / "config.yml").write_text(json.dumps(configuration))  # JSON is YAML
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen([program, "serve", str(directory / "config.yml")], stdout=log, stderr=log)
