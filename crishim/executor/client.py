@@ -288,14 +288,18 @@ class Monitor:
         """Start the init process of a container.
 
         pid_target: "pod" for the pod's shared PID namespace, the id of a container of this pod for its namespace, None
-        for a new one (NamespaceKind.PID in the spec) or the host's. stdio: three descriptors instead of a log.
+        for a new one (NamespaceKind.PID in the spec) or the host's. stdio: stdin, stdout and stderr instead of a log.
         Raises StartFailed with a sentence (nothing is left), InvalidSpec for a field that cannot be honoured.
         """
         body = value.container_value(spec, self._hierarchy)
         body["pid_namespace"] = pid_target and pid_target.encode()
-        body["stdio"] = len(stdio)
-        extra = spec.process.extra_files
-        message = await self._request(wire.START_CONTAINER, body, [*stdio, *extra])
+        named = list(zip((b"stdin", b"stdout", b"stderr"), stdio, strict=False))
+        for name, fd in ((b"console", spec.process.console_socket), (b"pidfd", spec.process.pidfd_socket)):
+            if fd is not None:
+                named.append((name, fd))
+        named += [(b"extra", fd) for fd in spec.process.extra_files]
+        body["descriptors"] = [name for name, _ in named]
+        message = await self._request(wire.START_CONTAINER, body, [fd for _, fd in named])
         phases = message.body["phases_ns"]
         assert isinstance(phases, dict)
         return StartedContainer(
@@ -583,9 +587,29 @@ class Executor:
         self._closing = True
         if self._connection is not None:
             self._connection.close()
-            with suppress(ChildProcessError):
-                await asyncio.to_thread(os.waitpid, self._pid, 0)
+            await _reap(self._pid)
         os.close(self._interpreter)
+
+
+async def _reap(pid: int) -> None:
+    """Wait for a child's end; one that is reaped already is fine."""
+    with suppress(ProcessLookupError, ChildProcessError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            await _until_readable(pidfd)
+            os.waitpid(pid, 0)
+        finally:
+            os.close(pidfd)
+
+
+async def _until_readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fd, _resolve, readable)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(fd)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
@@ -596,13 +620,7 @@ def _resolve(future: asyncio.Future[None]) -> None:
 async def _first_message(sock: socket) -> wire.Message | None:
     """The first message on a socket, without keeping a reader on it."""
     sock.setblocking(False)
-    loop = asyncio.get_running_loop()
-    readable: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(sock.fileno(), _resolve, readable)
-    try:
-        await readable
-    finally:
-        loop.remove_reader(sock.fileno())
+    await _until_readable(sock.fileno())
     try:
         return wire.receive(sock)
     except OSError:

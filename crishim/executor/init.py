@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import fcntl
 import os
 import time
@@ -150,7 +151,7 @@ def _enlarge(fd: int) -> None:
 def start(monitor: Monitor, message: Message) -> InitProcess:
     """Start a container: cgroup, sources, clone, and the child's report. StepFailed has the sentence; nothing is left.
 
-    Descriptors of the message: stdin, stdout, stderr of a library caller when "stdio" is given, extra files.
+    The message brings the descriptors of a library caller; "descriptors" names each of them.
     """
     container = message.body
     init = InitProcess(
@@ -172,11 +173,13 @@ def start(monitor: Monitor, message: Message) -> InitProcess:
             _clone(monitor, init, container, steps, opened, reports)
             reports.close()
             times.append(time.monotonic_ns())
-            _await_report(init, steps, report)
+            _await_report(init, steps, report, opened.by_role)
         finally:
             reports.close()
             report.close()
         times.append(time.monotonic_ns())
+        if b"pidfd" in opened.by_role:
+            _send_descriptor(opened.by_role[b"pidfd"], init.pidfd, b"standard")
     except BaseException:
         _undo(monitor, init, ours)
         raise
@@ -224,11 +227,11 @@ def _open_stdio(init: InitProcess, message: Message, opened: Opened, ours: list[
     message.fds = []
     for name in (b"stdin", b"stdout", b"stderr"):
         roles[name] = -1
-    count = container["stdio"]  # how many of the descriptors are stdio, in order: 0 or 3
-    for index, fd in enumerate(given):
-        roles[(b"stdin", b"stdout", b"stderr")[index] if index < count else b"extra:%d" % index] = fd  # type: ignore[operator]
+    # what the caller's descriptors are, in order: "stdin", "stdout", "stderr", "console", "pidfd", "extra"
+    for index, (name, fd) in enumerate(zip(container["descriptors"], given)):  # type: ignore[call-overload]
+        roles[b"extra:%d" % index if name == b"extra" else name] = fd
     log = container["log"]
-    if count or not (log or container["stdin"]):
+    if b"stdout" in container["descriptors"] or not (log or container["stdin"]):  # type: ignore[operator]
         return
     if log:
         assert isinstance(log, list)
@@ -295,14 +298,14 @@ def _enter_pid_namespace(monitor: Monitor, target: object) -> None:
     process.setns(other.pidfd, process.CLONE_NEWPID)
 
 
-def _await_report(init: InitProcess, steps: list[plan.Step], report: socket) -> None:
+def _await_report(init: InitProcess, steps: list[plan.Step], report: socket, roles: dict[bytes, int]) -> None:
     """Until the child reached execve(2) (end of file) or told what failed."""
     ready = False
     while True:
         data, ancillary, _, _ = report.recvmsg(4096, 64, MSG_CMSG_CLOEXEC)
         for level, kind, content in ancillary:
             if level == SOL_SOCKET and kind == SCM_RIGHTS:
-                _take_console(init, int.from_bytes(content[:4], "little"))
+                _take_console(init, int.from_bytes(content[:4], "little"), roles)
         if not data and ready:
             return
         if not data:
@@ -313,7 +316,20 @@ def _await_report(init: InitProcess, steps: list[plan.Step], report: socket) -> 
             raise StepFailed(plan.describe(steps[index], code, data[child.REPORT.size :]))
 
 
-def _take_console(init: InitProcess, master: int) -> None:
+def _send_descriptor(sock: int, fd: int, text: bytes) -> None:
+    """Hand a descriptor to a caller's socket, as libcontainer's console and pidfd sockets get theirs."""
+    peer = socket(fileno=os.dup(sock))
+    try:
+        peer.sendmsg([text], [(SOL_SOCKET, SCM_RIGHTS, array.array("i", [fd]))])
+    finally:
+        peer.close()
+
+
+def _take_console(init: InitProcess, master: int, roles: dict[bytes, int]) -> None:
+    if b"console" in roles:
+        _send_descriptor(roles[b"console"], master, b"console")
+        os.close(master)
+        return
     os.set_blocking(master, False)
     if init.log is None:
         init.stdin = master
