@@ -22,7 +22,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.stash[_before] = Machine.observe()
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(trylast=True)  # after the last fixtures are torn down
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Turns a green session red when it left something behind or skipped what CI is meant to run."""
     leftovers = new_since(session.config.stash[_before], deadline_s=5.0)

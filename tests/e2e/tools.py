@@ -98,7 +98,8 @@ def find(name: str) -> Path | None:
 def build(names: Iterable[str]) -> list[Path]:
     """Paths of these programs, built when missing. Raises CalledProcessError when a build fails."""
     tools = [TOOLS[name] for name in names]
-    for module in dict.fromkeys(tool.module for tool in tools):
+    # what is there needs no lock: another checkout may be building for minutes
+    for module in dict.fromkeys(tool.module for tool in tools if not tool.path.exists()):
         with _locked(cache_directory() / f".{module.directory}.lock"):
             missing = [tool for tool in tools if tool.module is module and not tool.path.exists()]
             if missing:
