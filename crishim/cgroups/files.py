@@ -7,6 +7,7 @@ cannot hide from us.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 
@@ -14,8 +15,14 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def join_path(tree: bytes, path: str | bytes) -> bytes:
-    """Directory of the cgroup `path` ("/kubepods/pod1/ID") in a tree."""
-    return tree + b"/" + os.fsencode(path).strip(b"/")
+    """Directory of the cgroup `path` ("/kubepods/pod1/ID") in a tree.
+
+    The root is nobody's to limit, kill or remove, and ".." could lead there: OSError (EINVAL) for both.
+    """
+    parts = os.fsencode(path).strip(b"/").split(b"/")
+    if b"" in parts or b".." in parts:
+        raise OSError(errno.EINVAL, "not a cgroup below the root", path)
+    return tree + b"/" + b"/".join(parts)
 
 
 def write(path: bytes, value: str) -> None:

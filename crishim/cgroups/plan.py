@@ -81,7 +81,7 @@ def _memory(resources: Resources, hierarchy: Hierarchy) -> list[Write]:
         raise InvalidSpec(f"memory_swap_limit_bytes {total} is memory and swap together and needs a memory limit")
     if total > 0 and (limit < 0 or total < limit):
         raise InvalidSpec(f"memory_swap_limit_bytes {total} is below the memory limit {limit}")
-    if max(limit, total) < 0 and "memory" not in hierarchy.controllers:
+    if max(limit, total) <= 0 and "memory" not in hierarchy.controllers:
         return []
     total = total or limit  # nothing said about swap: none for a limited container, all for an unlimited one
     if _need(hierarchy, "memory", "memory_limit_bytes"):
