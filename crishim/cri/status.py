@@ -22,7 +22,7 @@ _CODES: Final[dict[type[BaseException], grpc.StatusCode]] = {
     errors.StartFailed: grpc.StatusCode.UNKNOWN,  # a fault of the program or its image, shown as the reason
     errors.Internal: grpc.StatusCode.INTERNAL,
 }
-#: a status travels in HTTP/2 trailers, of which clients take 8 KiB
+#: a status travels in HTTP/2 trailers, of which clients take 8 KiB and refuse the answer beyond
 _MAX_MESSAGE_BYTES: Final = 4096
 
 
@@ -40,7 +40,10 @@ def status_code(error: BaseException) -> grpc.StatusCode | None:
 
 def status_message(error: BaseException) -> str:
     """Text for the client, cut to what trailers carry."""
-    text = to_wire(str(error))
-    if len(text.encode()) <= _MAX_MESSAGE_BYTES:
-        return text
-    return text.encode()[:_MAX_MESSAGE_BYTES].decode(errors="ignore") + " ..."
+    encoded = to_wire(str(error)).encode()
+    room = _MAX_MESSAGE_BYTES
+    for index, byte in enumerate(encoded):
+        room -= 1 if 0x20 <= byte <= 0x7E and byte != ord("%") else 3  # percent-encoded on the wire
+        if room < 0:
+            return encoded[:index].decode(errors="ignore") + " ..."
+    return encoded.decode()

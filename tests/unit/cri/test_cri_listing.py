@@ -1,0 +1,137 @@
+"""Lists are joins of bytes that parse as the answers of CRI."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from crishim.cri.listing import Listing, entry
+from crishim.cri.pb import api_pb2 as pb
+from crishim.errors import InvalidSpec
+from crishim.model.container import ContainerState
+from crishim.model.sandbox import SandboxState
+from crishim.model.stats import CpuSample
+from tests.unit.cri.fakes import container, image, sample, sandbox
+
+
+def _listing() -> Listing:
+    listing = Listing()
+    listing.upsert_sandbox(sandbox("aa1", uid="u1"))
+    listing.upsert_sandbox(sandbox("aa2", uid="u2", state=SandboxState.NOTREADY))
+    listing.upsert_container(container("c1", sandbox_id="aa1", uid="u1"))
+    listing.upsert_container(container("c2", sandbox_id="aa1", uid="u1", name="side"))
+    listing.upsert_container(container("d3", sandbox_id="aa2", uid="u2", state=ContainerState.EXITED))
+    return listing
+
+
+def _sandbox_ids(listing: Listing, wanted: pb.PodSandboxFilter) -> list[str]:
+    return [item.id for item in pb.ListPodSandboxResponse.FromString(listing.sandboxes(wanted)).items]
+
+
+def _container_ids(listing: Listing, wanted: pb.ContainerFilter) -> list[str]:
+    return [item.id for item in pb.ListContainersResponse.FromString(listing.containers(wanted)).containers]
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 300, 20000, 3_000_000])
+def test_an_entry_is_what_protobuf_would_write(size: int) -> None:
+    message = pb.Container(image_ref="x" * size)
+    assert entry(message) == pb.ListContainersResponse(containers=[message]).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ids"),
+    [
+        (pb.PodSandboxFilter(), ["aa1", "aa2"]),
+        (pb.PodSandboxFilter(id="aa2"), ["aa2"]),
+        (pb.PodSandboxFilter(id="aa"), []),  # begins two ids
+        (pb.PodSandboxFilter(id="zz"), []),
+        (pb.PodSandboxFilter(state=pb.PodSandboxStateValue(state=pb.SANDBOX_READY)), ["aa1"]),
+        (pb.PodSandboxFilter(label_selector={"io.kubernetes.pod.uid": "u2"}), ["aa2"]),
+        (pb.PodSandboxFilter(label_selector={"io.kubernetes.pod.uid": "u3"}), []),
+        (pb.PodSandboxFilter(label_selector={"app": "web"}), ["aa1", "aa2"]),
+        (pb.PodSandboxFilter(label_selector={"app": "web", "io.kubernetes.pod.uid": "u1"}), ["aa1"]),
+        (pb.PodSandboxFilter(id="aa1", label_selector={"io.kubernetes.pod.uid": "u2"}), []),
+    ],
+)
+def test_filters_of_pods_hold_together(wanted: pb.PodSandboxFilter, ids: list[str]) -> None:
+    assert _sandbox_ids(_listing(), wanted) == ids
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ids"),
+    [
+        (pb.ContainerFilter(), ["c1", "c2", "d3"]),
+        (pb.ContainerFilter(id="d"), ["d3"]),
+        (pb.ContainerFilter(id="c"), []),
+        (pb.ContainerFilter(pod_sandbox_id="aa1"), ["c1", "c2"]),
+        (pb.ContainerFilter(pod_sandbox_id="aa"), []),
+        (pb.ContainerFilter(pod_sandbox_id="gone"), []),
+        (pb.ContainerFilter(state=pb.ContainerStateValue(state=pb.CONTAINER_EXITED)), ["d3"]),
+        (pb.ContainerFilter(state=pb.ContainerStateValue(state=pb.CONTAINER_CREATED)), []),
+        (pb.ContainerFilter(label_selector={"io.kubernetes.container.name": "side"}), ["c2"]),
+    ],
+)
+def test_filters_of_containers_hold_together(wanted: pb.ContainerFilter, ids: list[str]) -> None:
+    assert _container_ids(_listing(), wanted) == ids
+
+
+def test_a_state_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(InvalidSpec, match=r"filter\.state\.state is 9"):
+        _listing().sandboxes(pb.PodSandboxFilter(state=pb.PodSandboxStateValue(state=9)))  # type: ignore[arg-type]
+
+
+def test_a_change_replaces_the_entry_in_its_place() -> None:
+    listing = _listing()
+    listing.upsert_container(replace(container("c1", sandbox_id="aa1"), state=ContainerState.EXITED))
+    answer = pb.ListContainersResponse.FromString(listing.containers(pb.ContainerFilter()))
+    assert next((c.id, c.state) for c in answer.containers) == ("c1", pb.CONTAINER_EXITED)
+    assert len(answer.containers) == 3
+
+
+def test_what_was_removed_is_in_no_list() -> None:
+    listing = _listing()
+    listing.remove_container("c1")
+    listing.remove_container("c1")
+    listing.remove_sandbox("aa1")
+    assert _container_ids(listing, pb.ContainerFilter(label_selector={"io.kubernetes.pod.uid": "u1"})) == ["c2"]
+    assert _sandbox_ids(listing, pb.PodSandboxFilter(label_selector={"io.kubernetes.pod.uid": "u1"})) == []
+
+
+def test_images_by_id() -> None:
+    listing = Listing()
+    listing.upsert_image(image())
+    listing.upsert_image(image("sha256:other"))
+    assert len(pb.ListImagesResponse.FromString(listing.images()).images) == 2
+    assert [i.id for i in pb.ListImagesResponse.FromString(listing.images("sha256:other")).images] == ["sha256:other"]
+    listing.remove_image("sha256:other")
+    assert listing.images("sha256:other") == b""
+
+
+def test_stats_are_of_running_containers_that_match() -> None:
+    listing = _listing()
+    assert listing.running(pb.ContainerStatsFilter()) == ["c1", "c2"]
+    assert listing.running(pb.ContainerStatsFilter(pod_sandbox_id="aa2")) == []
+    assert listing.running(pb.ContainerStatsFilter(id="c2")) == ["c2"]
+
+
+def test_stats_carry_the_attributes_of_the_container() -> None:
+    answer = pb.ListContainerStatsResponse.FromString(_listing().container_stats([sample("c1"), sample("gone")]))
+    (stats,) = answer.stats
+    assert (stats.attributes.id, stats.attributes.metadata.name) == ("c1", "app")
+    assert stats.attributes.annotations == {"x": "y"}
+    assert stats.cpu.usage_core_nano_seconds.value == 6
+    assert not stats.cpu.HasField("usage_nano_cores") and not stats.HasField("memory")
+
+
+def test_a_new_sample_and_a_changed_container_make_new_stats() -> None:
+    listing = _listing()
+    first = sample("c1")
+    assert listing.container_stats([first]) == listing.container_stats([first])
+    second = replace(first, cpu=CpuSample(timestamp_ns=9, usage_core_ns=8))
+    (stats,) = pb.ListContainerStatsResponse.FromString(listing.container_stats([second])).stats
+    assert stats.cpu.timestamp == 9
+    changed = container("c1", sandbox_id="aa1", name="renamed")
+    listing.upsert_container(changed)
+    (stats,) = pb.ListContainerStatsResponse.FromString(listing.container_stats([second])).stats
+    assert stats.attributes.metadata.name == "renamed"
