@@ -11,15 +11,15 @@ import asyncio
 import errno
 import ipaddress
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from crishim.errors import CrishimError, InvalidSpec, TimedOut, Unavailable
+from crishim.errors import CrishimError, InvalidSpec, Unavailable
 from crishim.model.sandbox import PortMapping, SandboxConfig
 from crishim.network.bridge_kernel import BridgeKernel, BridgeNames, NotReady
+from crishim.network.deadline import deadline
 from crishim.network.door import Attachment, NetworkResult, Readiness
 from crishim.network.pool import AddressPool, Reservation, Subnet, gateway_of
 from crishim.network.rules import host_address, is_known_protocol
@@ -77,20 +77,21 @@ class BridgeNetwork:
 
     async def attach(self, attachment: Attachment, *, deadline_s: float) -> NetworkResult:
         ports = validated_ports(attachment.sandbox)
-        async with _deadline(deadline_s, f"the network of sandbox {attachment.sandbox_id} was not set up"):
+        # at the deadline the thread goes on, and a later detach waits its turn behind it
+        async with deadline(deadline_s, f"the network of sandbox {attachment.sandbox_id} was not set up"):
             return await self._run(lambda: self._attach(attachment, ports))
 
     async def detach(self, sandbox_id: str, netns_path: str | None, *, deadline_s: float) -> None:
-        async with _deadline(deadline_s, f"the network of sandbox {sandbox_id} was not removed"):
+        async with deadline(deadline_s, f"the network of sandbox {sandbox_id} was not removed"):
             await self._run(lambda: self._detach(sandbox_id))
 
     async def check(self, sandbox_id: str, netns_path: str, *, deadline_s: float) -> None:
-        async with _deadline(deadline_s, f"the network of sandbox {sandbox_id} was not checked"):
+        async with deadline(deadline_s, f"the network of sandbox {sandbox_id} was not checked"):
             await self._run(lambda: self._check(sandbox_id))
 
     async def reconcile(self, live_ids: Iterable[str], *, deadline_s: float) -> tuple[str, ...]:
         live = frozenset(live_ids)
-        async with _deadline(deadline_s, "the leftovers of networks were not removed"):
+        async with deadline(deadline_s, "the leftovers of networks were not removed"):
             return await self._run(lambda: self._reconcile(live))
 
     async def set_pod_cidr(self, pod_cidr: str) -> None:
@@ -224,16 +225,6 @@ class BridgeNetwork:
 
     async def _run(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
-
-
-@asynccontextmanager
-async def _deadline(seconds: float, what: str) -> AsyncIterator[None]:
-    """TimedOut at the deadline; the thread goes on, and a later detach waits its turn behind it."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError as error:
-        raise TimedOut(f"{what} within {seconds} s") from error
 
 
 def parse_subnets(texts: Sequence[str], field: str) -> tuple[Subnet, ...]:
