@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -38,7 +39,7 @@ class Client:
 
     def __init__(self, socket: Path, cgroup: str, logs: Path, *, host_network: bool) -> None:
         self._channel = grpc.insecure_channel(f"unix://{socket}")
-        self.runtime = api_pb2_grpc.RuntimeServiceStub(self._channel)
+        self.runtime: Any = api_pb2_grpc.RuntimeServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._cgroup = cgroup
         self._logs = logs
         self._network = pb.NamespaceMode.NODE if host_network else pb.NamespaceMode.POD

@@ -25,7 +25,7 @@ EXITED: dict[int, int] = {}
 
 
 def set_up(hostname: str, address: str, scratch: str) -> None:
-    """Mounts and network of a node: own /proc and /sys, shared propagation, an address that is not loopback."""
+    """Mounts and network of a node: own /proc, /sys and /run, shared propagation, an address that is not loopback."""
     gateway = address.rpartition(".")[0] + ".1"
     commands = f"""
         mount --make-rprivate /
@@ -34,6 +34,7 @@ def set_up(hostname: str, address: str, scratch: str) -> None:
         mount -t sysfs sysfs /sys
         mount --move {scratch} /sys/fs/cgroup
         mount --make-rshared /
+        mount -t tmpfs -o mode=755,size=64m tmpfs /run
         ip link set lo up
         ip link add node0 type bridge
         ip address add {address}/24 dev node0

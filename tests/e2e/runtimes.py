@@ -37,7 +37,7 @@ mode = "bridge"
 
 [cgroups]
 driver = "cgroupfs"
-root = "{node.cgroup}"
+parent = "{node.cgroup}/crishim"
 """
         )
 

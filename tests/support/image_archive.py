@@ -58,6 +58,15 @@ def write_image(path: Path, name: str, *, files: Mapping[str, bytes] | None = No
     return path
 
 
+def write_rootfs(directory: Path) -> Path:
+    """Lays the same files out in a directory, for what needs a root and no image."""
+    with tarfile.open(fileobj=io.BytesIO(_layer({}))) as layer:
+        layer.extractall(directory, filter="fully_trusted")
+    for name in ("dev", "proc", "sys"):
+        (directory / name).mkdir()
+    return directory
+
+
 def _layer(files: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
