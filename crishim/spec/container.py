@@ -58,7 +58,7 @@ def container_spec(container_id: str, config: ContainerConfig, sandbox: Sandbox,
             "linux.security_context.privileged: true, but the sandbox was run without privileged: a privileged"
             " container needs a privileged sandbox"
         )
-    pid_mode = namespaces_of(config).pid
+    pid_mode = namespaces_of(config, sandbox).pid
     rootfs = around.rootfs
     return ContainerSpec(
         id=container_id,
@@ -88,17 +88,17 @@ def container_spec(container_id: str, config: ContainerConfig, sandbox: Sandbox,
     )
 
 
-def namespaces_of(config: ContainerConfig) -> NamespaceOptions:
-    """The namespace options of a container; CRI's zero value (a shared PID namespace) when it sends none."""
-    return config.security.namespaces or NamespaceOptions()
+def namespaces_of(config: ContainerConfig, sandbox: Sandbox) -> NamespaceOptions:
+    """The namespace options of a container; those of its sandbox when it sends none."""
+    return config.security.namespaces or sandbox.config.security.namespaces
 
 
 def check_namespaces(config: ContainerConfig, sandbox: Sandbox) -> None:
-    """A container shares network and IPC with its sandbox, and can choose only how it sees processes.
+    """A container can choose how it sees processes, within what its sandbox was run with; the rest is the sandbox's.
 
     InvalidSpec or Unsupported names the field.
     """
-    asked = namespaces_of(config)
+    asked = namespaces_of(config, sandbox)
     pod = sandbox.config.security.namespaces
     where = "linux.security_context.namespace_options"
     if asked.user is not None and asked.user.mode is not NamespaceMode.NODE:
@@ -107,18 +107,13 @@ def check_namespaces(config: ContainerConfig, sandbox: Sandbox) -> None:
         raise InvalidSpec(f"{where}.pid: POD, but the sandbox was run with pid {pod.pid.name}")
     if asked.pid is NamespaceMode.NODE and pod.pid is not NamespaceMode.NODE:
         raise InvalidSpec(f"{where}.pid: NODE, but the sandbox was run with pid {pod.pid.name}")
-    if config.security.namespaces is None:
-        return
-    for field, ours, theirs in (("network", asked.network, pod.network), ("ipc", asked.ipc, pod.ipc)):
-        if ours is not theirs:
-            raise InvalidSpec(f"{where}.{field}: {ours.name}, but the sandbox was run with {field} {theirs.name}")
 
 
 def exec_namespaces(config: ContainerConfig, sandbox: Sandbox) -> tuple[NamespaceKind, ...]:
     """What an exec has to join: the container's namespaces that are not the host's."""
     pod = sandbox.config.security.namespaces
     kinds = [NamespaceKind.MOUNT]
-    if namespaces_of(config).pid is not NamespaceMode.NODE:
+    if namespaces_of(config, sandbox).pid is not NamespaceMode.NODE:
         kinds.append(NamespaceKind.PID)
     if pod.network is not NamespaceMode.NODE:
         kinds += [NamespaceKind.NETWORK, NamespaceKind.UTS]

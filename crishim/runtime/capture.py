@@ -1,0 +1,89 @@
+"""The output of a process through two pipes, read as it comes and kept up to a bound; what is beyond is dropped.
+
+The process never blocks on us: the pipes are read to their end whatever is kept (CVE-2022-1708, CVE-2022-31030).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+_READ_BYTES = 1 << 16
+
+
+class Capture:
+    """Owns both ends of both pipes until `hand_over` and `close`."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        """limit_bytes: of both streams together."""
+        self._left = limit_bytes
+        self._parts: dict[int, list[bytes]] = {1: [], 2: []}
+        self._loop = asyncio.get_running_loop()
+        #: reading ends that are open, by stream
+        self._open: dict[int, int] = {}
+        self._ended = asyncio.Event()
+        self._open[1], self.stdout = _pipe()
+        try:
+            self._open[2], self.stderr = _pipe()
+        except OSError:
+            os.close(self._open[1])
+            os.close(self.stdout)
+            raise
+        for stream, fd in self._open.items():
+            self._loop.add_reader(fd, self._readable, stream)
+
+    def hand_over(self) -> None:
+        """The process has its copies of the writing ends: close ours, so that its end is seen."""
+        for fd in (self.stdout, self.stderr):
+            if fd >= 0:
+                os.close(fd)
+        self.stdout = self.stderr = -1
+
+    async def drain(self, quiet_s: float) -> None:
+        """Wait for the end of both streams; a process outside that holds a pipe is given `quiet_s`."""
+        try:
+            async with asyncio.timeout(quiet_s):
+                await self._ended.wait()
+        except TimeoutError:
+            for stream in list(self._open):
+                self._readable(stream)
+
+    def output(self, stream: int) -> bytes:
+        """What was kept of stream 1 or 2."""
+        return b"".join(self._parts[stream])
+
+    def close(self) -> None:
+        """Let go of all that is open."""
+        self.hand_over()
+        for stream in list(self._open):
+            self._end(stream)
+
+    def _readable(self, stream: int) -> None:
+        fd = self._open[stream]
+        try:
+            data = os.read(fd, _READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._end(stream)
+            return
+        kept = data[: self._left]
+        if kept:
+            self._parts[stream].append(kept)
+            self._left -= len(kept)
+
+    def _end(self, stream: int) -> None:
+        fd = self._open.pop(stream)
+        self._loop.remove_reader(fd)
+        os.close(fd)
+        if not self._open:
+            self._ended.set()
+
+
+def _pipe() -> tuple[int, int]:
+    """(reading end, writing end); only ours is non-blocking, the process expects a pipe that blocks."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(reading, False)
+    return reading, writing

@@ -1,0 +1,65 @@
+"""The node as the kubelet asks for it every five seconds: what is ready, what it can do. Facts: api.proto Status."""
+
+from __future__ import annotations
+
+import json
+
+from crishim.errors import InvalidSpec
+from crishim.model.node import CgroupDriver, Condition, NodeFeatures, NodeStatus, RuntimeHandler
+from crishim.network.door import Network
+from crishim.runtime.operations import Operations
+from crishim.runtime.settings import Settings
+
+#: an operation that stays in one stage this long is named in a verbose status
+_STUCK_S = 60.0
+
+
+class Node:
+    """The use cases of `cri.use_cases.Node`."""
+
+    def __init__(self, settings: Settings, network: Network, operations: Operations, version: str) -> None:
+        self._settings = settings
+        self._network = network
+        self._operations = operations
+        self._version = version
+
+    async def status(self, verbose: bool) -> NodeStatus:
+        """RuntimeReady is true as long as we answer; NetworkReady is what the network says."""
+        network = await self._network.ready()
+        names = ("", *self._settings.runtime_handlers)
+        return NodeStatus(
+            conditions=(
+                Condition("RuntimeReady", True),
+                Condition("NetworkReady", network.ready, network.reason, network.message),
+            ),
+            handlers=tuple(RuntimeHandler(name, recursive_read_only_mounts=True) for name in names),
+            features=NodeFeatures(supplemental_groups_policy=True, mount_options=True),
+            info=self._info() if verbose else {},
+        )
+
+    def _info(self) -> dict[str, str]:
+        stuck = [
+            {"operation": key, "stage": stage, "seconds": round(age, 1)}
+            for key, stage, age in self._operations.stuck(_STUCK_S)
+        ]
+        config = {
+            "stateDir": self._settings.state_dir,
+            "version": self._version,
+            "cgroupDriver": self._settings.cgroup_driver.name.lower(),
+            "networkMode": self._settings.network_mode,
+            "stuck": stuck,
+        }
+        return {"config": json.dumps(config)}
+
+    async def cgroup_driver(self) -> CgroupDriver:
+        """Constant while the server runs."""
+        return self._settings.cgroup_driver
+
+    async def update_pod_cidr(self, pod_cidr: str) -> None:
+        """The kubelet learned the node's pod CIDR; "" means that it has none."""
+        if not pod_cidr:
+            return
+        try:
+            await self._network.set_pod_cidr(pod_cidr)
+        except ValueError as error:
+            raise InvalidSpec(f"runtime_config.network_config.pod_cidr: {pod_cidr!r}: {error}") from None

@@ -1,0 +1,156 @@
+"""Where the files of sandboxes and containers lie below the state directory, and what they hold.
+
+    STATE/sandboxes/<id>/                    the sandbox: status records, monitor.sock, exits/, containers/
+    STATE/sandboxes/<id>/files/<name>        resolv.conf, hostname and hosts, bound into its containers
+    STATE/sandboxes/<id>/specs/<container>   the ContainerSpec as CreateContainer made it, without its filter
+    STATE/sandboxes/<id>/stops/<container>   the last signal we sent to its init, and why
+    STATE/filters/<sha256>                   compiled seccomp filters, shared by content
+
+All of it is lost with the boot, as the processes are. Written under a temporary name and renamed, never synchronised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from crishim.errors import Internal, NotFound
+from crishim.model.process import ContainerSpec
+from crishim.store import codec
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSpec:
+    """A spec on disk; its filter is a file of its own, because hundreds of containers share it."""
+
+    spec: ContainerSpec
+    filter_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StopNote:
+    """A signal that we sent to an init process; `sender` is a value of `model.events.Sender`."""
+
+    signal: int
+    sender: str
+    #: CLOCK_REALTIME: an exit before it is not its doing
+    at_ns: int
+
+
+class Places:
+    """Paths and small files of one state directory."""
+
+    def __init__(self, state: Path) -> None:
+        self.sandboxes = state / "sandboxes"
+        self._filters = state / "filters"
+        #: filter bytes by digest: every spec in memory shares them
+        self._loaded: dict[str, bytes] = {}
+
+    def sandbox(self, sandbox_id: str) -> Path:
+        """Directory of a sandbox."""
+        return self.sandboxes / sandbox_id
+
+    def make_sandbox(self, sandbox_id: str) -> Path:
+        """Make the directories of a sandbox, closed to other users."""
+        directory = self.sandbox(sandbox_id)
+        for path in (directory, directory / "files", directory / "specs", directory / "stops"):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return directory
+
+    def remove_sandbox(self, sandbox_id: str) -> None:
+        """Remove all that is left of a sandbox; a missing directory is fine."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.sandbox(sandbox_id))
+
+    def file(self, sandbox_id: str, name: str) -> Path:
+        """Path of a file that containers of the sandbox see."""
+        return self.sandbox(sandbox_id) / "files" / name
+
+    def write_file(self, sandbox_id: str, name: str, text: str) -> None:
+        """Make or replace such a file, 0644."""
+        path = self.file(sandbox_id, name)
+        _write(path, text.encode("utf-8", "surrogateescape"))
+        path.chmod(0o644)
+
+    def has_file(self, sandbox_id: str, name: str) -> str | None:
+        """Its path, None when it was not made."""
+        path = self.file(sandbox_id, name)
+        return str(path) if path.exists() else None
+
+    def write_spec(self, sandbox_id: str, spec: ContainerSpec) -> ContainerSpec:
+        """Keep a spec; the same one with the shared copy of its filter."""
+        digest = None
+        if spec.process.seccomp is not None:
+            digest = self._keep_filter(spec.process.seccomp)
+        stored = StoredSpec(replace(spec, process=replace(spec.process, seccomp=None)), digest)
+        _write(self._spec(sandbox_id, spec.id), codec.to_bytes(stored))
+        return self._with_filter(stored)
+
+    def read_spec(self, sandbox_id: str, container_id: str) -> ContainerSpec:
+        """NotFound when there is none; Internal when it cannot be understood."""
+        path = self._spec(sandbox_id, container_id)
+        try:
+            return self._with_filter(codec.from_bytes(StoredSpec, path.read_bytes()))
+        except FileNotFoundError:
+            raise NotFound(f"the spec of container {container_id} is gone") from None
+        except (codec.DecodeError, OSError) as error:
+            raise Internal(f"{path} cannot be used: {error}") from error
+
+    def write_stop(self, sandbox_id: str, container_id: str, note: StopNote) -> None:
+        """Before the signal is sent: whoever reads the exit record must know that it was ours."""
+        _write(self._stop(sandbox_id, container_id), codec.to_bytes(note))
+
+    def read_stop(self, sandbox_id: str, container_id: str) -> StopNote | None:
+        """The last note, None when we sent no signal."""
+        try:
+            return codec.from_bytes(StopNote, self._stop(sandbox_id, container_id).read_bytes())
+        except (FileNotFoundError, codec.DecodeError):
+            return None
+
+    def remove_container(self, sandbox_id: str, container_id: str) -> None:
+        """Remove the files of a container; missing ones are fine."""
+        for path in (
+            self._spec(sandbox_id, container_id),
+            self._stop(sandbox_id, container_id),
+            self.sandbox(sandbox_id) / "exits" / container_id,
+        ):
+            path.unlink(missing_ok=True)
+
+    def _spec(self, sandbox_id: str, container_id: str) -> Path:
+        return self.sandbox(sandbox_id) / "specs" / container_id
+
+    def _stop(self, sandbox_id: str, container_id: str) -> Path:
+        return self.sandbox(sandbox_id) / "stops" / container_id
+
+    def _keep_filter(self, program: bytes) -> str:
+        digest = hashlib.sha256(program).hexdigest()
+        if digest not in self._loaded:
+            self._filters.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not (self._filters / digest).exists():
+                _write(self._filters / digest, program)
+            self._loaded[digest] = program
+        return digest
+
+    def _with_filter(self, stored: StoredSpec) -> ContainerSpec:
+        digest = stored.filter_digest
+        if digest is None:
+            return stored.spec
+        program = self._loaded.get(digest)
+        if program is None:
+            program = (self._filters / digest).read_bytes()
+            if hashlib.sha256(program).hexdigest() != digest:
+                raise Internal(f"the seccomp filter {digest} was changed")
+            self._loaded[digest] = program
+        return replace(stored.spec, process=replace(stored.spec.process, seccomp=program))
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(content)
+    os.replace(temporary, path)

@@ -1,0 +1,60 @@
+"""Localhost seccomp profiles of the node: read and compiled when a container asks for one. Blocking."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+
+from crishim.errors import InvalidSpec
+from crishim.spec.facts import NodeAbilities
+from crishim.spec.seccomp import compile_oci
+
+_LIMIT_BYTES = 1 << 20
+
+
+class SeccompProfiles:
+    """Compiled profiles by path, as long as the file stays the same."""
+
+    def __init__(self, node: NodeAbilities) -> None:
+        self._node = node
+        #: (path, bounding set) to (mtime ns, size, inode) and the program
+        self._known: dict[tuple[str, frozenset[str]], tuple[tuple[int, int, int], bytes]] = {}
+
+    def compiled(self, path: str, capabilities: frozenset[str]) -> bytes:
+        """BPF of the profile at an absolute path, for a container with this bounding set.
+
+        InvalidSpec names the path when it is missing or not understood.
+        """
+        where = f"linux.security_context.seccomp.localhost_ref: {path!r}"
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise InvalidSpec(f"{where}: {(error.strerror or '').lower()}") from None
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _LIMIT_BYTES:
+                raise InvalidSpec(f"{where}: it is not a file of at most {_LIMIT_BYTES} bytes")
+            version = (status.st_mtime_ns, status.st_size, status.st_ino)
+            known = self._known.get((path, capabilities))
+            if known is not None and known[0] == version:
+                return known[1]
+            with open(fd, "rb", closefd=False) as file:
+                text = file.read(_LIMIT_BYTES)
+        finally:
+            os.close(fd)
+        program = self._compile(where, text, capabilities)
+        self._known[path, capabilities] = (version, program)
+        return program
+
+    def _compile(self, where: str, text: bytes, capabilities: frozenset[str]) -> bytes:
+        try:
+            profile = json.loads(text)
+        except (ValueError, RecursionError):
+            raise InvalidSpec(f"{where}: it is not JSON") from None
+        if not isinstance(profile, dict):
+            raise InvalidSpec(f"{where}: it is not a JSON object")
+        try:
+            return compile_oci(profile, capabilities=capabilities, machine=self._node.machine, kernel=self._node.kernel)
+        except InvalidSpec as error:
+            raise InvalidSpec(f"{where}: {error}") from None

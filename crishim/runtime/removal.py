@@ -1,0 +1,92 @@
+"""Removing containers, and what is left of a pod when its monitor can no longer do it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from crishim.cgroups import effects
+from crishim.errors import CrishimError, NotFound, Unavailable
+from crishim.images.rootfs import RootFsStore
+from crishim.model.container import Container
+from crishim.runtime.executor import Executor
+from crishim.runtime.helper import Helper
+from crishim.runtime.live import Live
+from crishim.runtime.operations import Operation, Operations
+from crishim.runtime.places import Places
+from crishim.runtime.steps import reached
+from crishim.runtime.stopping import Stopping
+from crishim.store.store import Store
+
+#: name of the role that detaches a mount and removes its mount point; `app.py` gives it to the zygote
+PIN_ROLE = "remove_pin"
+
+
+class Removal:
+    """RemoveContainer, and the netns pin of a sandbox."""
+
+    def __init__(
+        self,
+        store: Store,
+        live: Live,
+        places: Places,
+        executor: Executor,
+        rootfs: RootFsStore,
+        operations: Operations,
+        helper: Helper,
+        stopping: Stopping,
+    ) -> None:
+        self._store = store
+        self._live = live
+        self._places = places
+        self._executor = executor
+        self._rootfs = rootfs
+        self._operations = operations
+        self._helper = helper
+        self._stopping = stopping
+
+    async def remove(self, container_id: str) -> None:
+        """Kill, then remove all that is left of a container. Nothing to do when it is unknown; full ids only."""
+        try:
+            container = self._store.get_container(container_id)
+        except NotFound:
+            return
+        await self._operations.run(
+            ("RemoveContainer", container_id),
+            lambda operation: self._remove(container, operation),
+            stage="remove_container.killed",
+        )
+
+    async def _remove(self, container: Container, operation: Operation) -> None:
+        await self._stopping.stop(container.id, 0.0)
+        reached("remove_container.killed")
+        operation.enter("remove_container.forgotten")
+        monitor = self._live.find_monitor(container.sandbox_id)
+        if monitor is not None:
+            with suppress(Unavailable):  # it is gone, and what it knew with it
+                await monitor.forget(container.id)
+        reached("remove_container.forgotten")
+        operation.enter("remove_container.rootfs")
+        await self.discard(container.sandbox_id, container.id, container.cgroup_path)
+        reached("remove_container.rootfs")
+        self._store.remove_container(container.id)
+        reached("remove_container.status")
+
+    async def discard(self, sandbox_id: str, container_id: str, cgroup_path: str) -> None:
+        """Remove cgroup, root and files of a container without a process; safe to repeat."""
+        if cgroup_path:
+            await self._helper.run(effects.remove, self._executor.hierarchy, cgroup_path)
+        try:
+            await self._rootfs.release(container_id)
+        except OSError as error:
+            raise Unavailable(f"the root of container {container_id} cannot be removed: {error.strerror}") from error
+        self._places.remove_container(sandbox_id, container_id)
+
+    async def remove_pin(self, path: str | None) -> None:
+        """Remove the pin of a network namespace when it is still there."""
+        if path is None or not os.path.lexists(path):
+            return
+        try:
+            await self._executor.run_role(PIN_ROLE, {"path": os.fsencode(path)}, timeout_s=10.0)
+        except CrishimError as error:
+            raise Unavailable(f"the network namespace {path} cannot be let go: {error}") from error

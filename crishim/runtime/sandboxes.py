@@ -1,0 +1,305 @@
+"""Pod sandboxes: run, stop, remove. Facts: api.proto RunPodSandbox, StopPodSandbox, RemovePodSandbox."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from crishim.cgroups import effects
+from crishim.errors import AlreadyExists, InvalidSpec, NotFound, Unavailable
+from crishim.executor.client import PodSpec
+from crishim.model.sandbox import NamespaceMode, Sandbox, SandboxConfig, SandboxState
+from crishim.network.door import Attachment, Network
+from crishim.runtime.executor import Executor, Monitor
+from crishim.runtime.exits import Exits
+from crishim.runtime.helper import Helper
+from crishim.runtime.live import Live
+from crishim.runtime.operations import Operation, Operations
+from crishim.runtime.places import Places
+from crishim.runtime.removal import Removal
+from crishim.runtime.settings import Settings
+from crishim.runtime.steps import reached
+from crishim.runtime.stopping import Stopping
+from crishim.runtime.undo import Undo
+from crishim.spec import sandbox as spec
+from crishim.spec.cgroup import pod_cgroup
+from crishim.store import codec
+from crishim.store.durable import DurableStore, SandboxReservation
+from crishim.store.store import Store
+
+_NETLINK_ROUTE = 0
+
+
+class Sandboxes:
+    """The use cases of `cri.use_cases.Sandboxes`."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        store: Store,
+        durable: DurableStore,
+        boot_id: str,
+        executor: Executor,
+        network: Network,
+        operations: Operations,
+        live: Live,
+        places: Places,
+        exits: Exits,
+        stopping: Stopping,
+        removal: Removal,
+        helper: Helper,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._durable = durable
+        self._boot_id = boot_id
+        self._executor = executor
+        self._network = network
+        self._operations = operations
+        self._live = live
+        self._places = places
+        self._exits = exits
+        self._stopping = stopping
+        self._removal = removal
+        self._helper = helper
+
+    # -- run
+
+    async def run(self, config: SandboxConfig) -> str:
+        """Id of a READY sandbox. A retry joins, or gets the sandbox that its caller did not wait for."""
+        return await self._operations.run(
+            operation_key(config),
+            lambda operation: self._run(config, operation),
+            stage="run_sandbox.reserved",
+            request=config,
+            still_valid=self.is_ready,
+        )
+
+    def is_ready(self, sandbox_id: str) -> bool:
+        """Whether the sandbox exists and is READY."""
+        with suppress(NotFound):
+            return self._store.get_sandbox(sandbox_id).state is SandboxState.READY
+        return False
+
+    async def _run(self, config: SandboxConfig, operation: Operation) -> str:
+        taken = self._store.find_sandbox((config.name, config.namespace, config.uid, config.attempt))
+        if taken is not None:
+            raise AlreadyExists(
+                f"config.metadata: {config.namespace}/{config.name} with uid {config.uid!r} and attempt"
+                f" {config.attempt} is sandbox {taken.id}"
+            )
+        plan, resolv_conf = self._checked(config)
+        if plan.network:
+            await self._require_network()
+        sandbox = self._planned(config, plan)
+        await self._durable.reserve_sandbox(self._reservation(sandbox))
+        reached("run_sandbox.reserved")
+        async with Undo(
+            lambda: self._durable.release_sandbox(sandbox.id), lambda problems: self._keep(sandbox, problems)
+        ) as undo:
+            operation.enter("run_sandbox.directory")
+            directory = self._places.make_sandbox(sandbox.id)
+            undo.push("the directory", lambda: self._helper.run(self._places.remove_sandbox, sandbox.id))
+            self._write_files(sandbox, resolv_conf)
+            reached("run_sandbox.directory")
+            operation.enter("run_sandbox.monitor")
+            monitor = await self._start_monitor(sandbox, directory, plan)
+            undo.push("the monitor", lambda: self._stop_monitor(sandbox))
+            reached("run_sandbox.monitor")
+            if plan.network:
+                operation.enter("run_sandbox.network")
+                undo.push("the network", lambda: self._detach(sandbox))
+                sandbox = await self._attach(sandbox, monitor)
+                reached("run_sandbox.network")
+            operation.enter("run_sandbox.status")
+            self._write_hosts(sandbox)
+            self._store.put_sandbox(sandbox)
+            undo.keep()
+        reached("run_sandbox.status")
+        return sandbox.id
+
+    def _checked(self, config: SandboxConfig) -> tuple[spec.SandboxPlan, str | None]:
+        if config.runtime_handler and config.runtime_handler not in self._settings.runtime_handlers:
+            raise InvalidSpec(f"runtime_handler: {config.runtime_handler!r} is not configured on this node")
+        return spec.sandbox_plan(config), spec.resolv_conf(config.dns)
+
+    async def _require_network(self) -> None:
+        readiness = await self._network.ready()
+        if not readiness.ready:
+            raise Unavailable(f"the pod network is not ready: {readiness.message}")
+
+    def _planned(self, config: SandboxConfig, plan: spec.SandboxPlan) -> Sandbox:
+        sandbox_id = secrets.token_hex(32)
+        return Sandbox(
+            id=sandbox_id,
+            config=config,
+            state=SandboxState.READY,
+            created_at_ns=time.time_ns(),
+            netns_path=f"/run/netns/{self._settings.netns_prefix}-{sandbox_id}" if plan.network else None,
+            cgroup_path=pod_cgroup(config.cgroup_parent, self._settings.cgroup_root, sandbox_id),
+        )
+
+    def _reservation(self, sandbox: Sandbox) -> SandboxReservation:
+        config = sandbox.config
+        return SandboxReservation(
+            id=sandbox.id,
+            name=config.name,
+            namespace=config.namespace,
+            uid=config.uid,
+            attempt=config.attempt,
+            netns_path=sandbox.netns_path,
+            network_mode=self._settings.network_mode if sandbox.netns_path else "host",
+            network_config=b"{}",
+            monitor_socket=str(self._places.sandbox(sandbox.id) / "monitor.sock"),
+            runtime_handler=config.runtime_handler,
+            boot_id=self._boot_id,
+            config=codec.to_bytes(config),
+        )
+
+    async def _start_monitor(self, sandbox: Sandbox, directory: Path, plan: spec.SandboxPlan) -> Monitor:
+        pod = PodSpec(
+            network=plan.network,
+            netns_path=sandbox.netns_path,
+            ipc=plan.ipc,
+            uts=plan.uts,
+            shared_pid=plan.shared_pid,
+            hostname=plan.hostname,
+            sysctls=plan.sysctls,
+        )
+        monitor = await self._executor.start_monitor(sandbox.id, directory, pod)
+        self._exits.watch_monitor(monitor)
+        return monitor
+
+    async def _attach(self, sandbox: Sandbox, monitor: Monitor) -> Sandbox:
+        assert sandbox.netns_path is not None
+        netns = await monitor.open_netns()
+        try:
+            netlink = await monitor.open_socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)
+            try:
+                result = await self._network.attach(
+                    Attachment(
+                        sandbox.id, sandbox.config, sandbox.netns_path, netns, netlink, cgroup_path=sandbox.cgroup_path
+                    ),
+                    deadline_s=self._settings.network_deadline_s,
+                )
+            finally:
+                os.close(netlink)
+        finally:
+            os.close(netns)
+        return replace(sandbox, ips=result.ips)
+
+    def _write_files(self, sandbox: Sandbox, resolv_conf: str | None) -> None:
+        if resolv_conf is None:
+            with suppress(OSError):
+                resolv_conf = Path("/etc/resolv.conf").read_text(encoding="utf-8", errors="surrogateescape")
+        self._places.write_file(sandbox.id, "resolv.conf", resolv_conf or "")
+        self._places.write_file(sandbox.id, "hostname", hostname_of(sandbox) + "\n")
+
+    def _write_hosts(self, sandbox: Sandbox) -> None:
+        """For containers that bring no /etc/hosts of their own; the kubelet always sends one."""
+        if sandbox.config.security.namespaces.network is NamespaceMode.NODE:
+            with suppress(OSError):
+                text = Path("/etc/hosts").read_text(encoding="utf-8", errors="surrogateescape")
+                self._places.write_file(sandbox.id, "hosts", text)
+            return
+        self._places.write_file(sandbox.id, "hosts", spec.hosts_file(hostname_of(sandbox), sandbox.ips))
+
+    async def _keep(self, sandbox: Sandbox, problems: str) -> None:
+        """What could not be taken back stays visible as NOTREADY, so that the kubelet stops and removes it again."""
+        self._store.put_sandbox(replace(sandbox, state=SandboxState.NOTREADY, reason=problems))
+
+    # -- stop and remove
+
+    async def stop(self, sandbox_id: str) -> None:
+        """Kill the containers, take the network down, NOTREADY. Nothing to do when it is unknown."""
+        try:
+            sandbox = self._store.resolve_sandbox(sandbox_id)
+        except NotFound:
+            return
+        await self._operations.run(
+            ("StopPodSandbox", sandbox.id),
+            lambda operation: self._stop(sandbox, operation),
+            stage="stop_sandbox.status",
+        )
+
+    async def _stop(self, sandbox: Sandbox, operation: Operation) -> None:
+        # first, so that nothing is created or started from here on
+        self._store.update_sandbox(sandbox.id, lambda old: replace(old, state=SandboxState.NOTREADY))
+        reached("stop_sandbox.status")
+        operation.enter("stop_sandbox.killed")
+        await self._stopping.kill_all(sandbox.id)
+        reached("stop_sandbox.killed")
+        if sandbox.netns_path is not None:
+            operation.enter("stop_sandbox.network")
+            await self._detach(sandbox)
+            reached("stop_sandbox.network")
+        operation.enter("stop_sandbox.monitor")
+        await self._stop_monitor(sandbox)
+        reached("stop_sandbox.monitor")
+
+    async def remove(self, sandbox_id: str) -> None:
+        """Stop, remove the containers and all that is left. Nothing to do when it is unknown."""
+        try:
+            sandbox = self._store.resolve_sandbox(sandbox_id)
+        except NotFound:
+            return
+        await self.stop(sandbox.id)
+        await self._operations.run(
+            ("RemovePodSandbox", sandbox.id),
+            lambda operation: self._remove(sandbox, operation),
+            stage="remove_sandbox.containers",
+        )
+
+    async def _remove(self, sandbox: Sandbox, operation: Operation) -> None:
+        for container in self._store.list_containers(sandbox.id):
+            await self._removal.remove(container.id)
+        reached("remove_sandbox.containers")
+        operation.enter("remove_sandbox.cgroup")
+        if not sandbox.config.cgroup_parent:
+            await self._helper.run(effects.remove, self._executor.hierarchy, sandbox.cgroup_path)
+        reached("remove_sandbox.cgroup")
+        self._store.remove_sandbox(sandbox.id)
+        reached("remove_sandbox.status")
+        operation.enter("remove_sandbox.directory")
+        await self._helper.run(self._places.remove_sandbox, sandbox.id)
+        reached("remove_sandbox.directory")
+        operation.enter("remove_sandbox.released")
+        await self._durable.release_sandbox(sandbox.id)
+        reached("remove_sandbox.released")
+
+    async def _detach(self, sandbox: Sandbox) -> None:
+        """From what the network recorded; errors reach the kubelet, which repeats the call."""
+        path = sandbox.netns_path
+        present = path if path is not None and os.path.exists(path) else None
+        await self._network.detach(sandbox.id, present, deadline_s=self._settings.network_deadline_s)
+
+    async def _stop_monitor(self, sandbox: Sandbox) -> None:
+        monitor = self._live.find_monitor(sandbox.id)
+        if monitor is not None:
+            await monitor.stop()
+            self._live.drop_monitor(sandbox.id)
+        await self._removal.remove_pin(sandbox.netns_path)
+
+    # -- read
+
+    async def get(self, sandbox_id: str) -> Sandbox:
+        """By id or unique prefix; NotFound when unknown."""
+        return self._store.resolve_sandbox(sandbox_id)
+
+
+def operation_key(config: SandboxConfig) -> tuple[str, str, str, str, int]:
+    """Key of the run of this identity."""
+    return ("RunPodSandbox", config.name, config.namespace, config.uid, config.attempt)
+
+
+def hostname_of(sandbox: Sandbox) -> str:
+    """What gethostname(2) says inside the pod."""
+    if sandbox.config.security.namespaces.network is NamespaceMode.NODE or not sandbox.config.hostname:
+        return os.uname().nodename
+    return sandbox.config.hostname

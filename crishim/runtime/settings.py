@@ -1,0 +1,36 @@
+"""What the use cases are configured with; `app.py` makes it from the configuration file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crishim.model.node import CgroupDriver
+from crishim.model.process import Rlimit
+from crishim.spec.facts import NodeAbilities
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Constants of one server."""
+
+    #: kernel, machine and our own privileges
+    node: NodeAbilities
+    #: directory of the state; shown in Status, where tools look for the file system that we use
+    state_dir: str
+    #: cgroup of this instance below the hierarchy root ("/crishim.slice")
+    cgroup_root: str
+    #: netns pins are /run/netns/<prefix>-<sandbox id>
+    netns_prefix: str
+    cgroup_driver: CgroupDriver = CgroupDriver.CGROUPFS
+    #: "bridge" or "cni"
+    network_mode: str = "bridge"
+    #: names of runtime handlers besides ""
+    runtime_handlers: tuple[str, ...] = ("crishim",)
+    #: a missing source of a bind mount is made as a directory
+    make_missing_sources: bool = True
+    #: limits of every container that asks for none
+    rlimits: tuple[Rlimit, ...] = ()
+    #: bytes of both streams of one ExecSync together; beyond it output is dropped
+    exec_output_bytes: int = (16 << 20) - (64 << 10)
+    #: a network's attach and detach may take this long
+    network_deadline_s: float = 120.0
