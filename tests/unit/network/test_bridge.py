@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from crishim.errors import InvalidSpec, TimedOut, Unavailable
+from crishim.model.sandbox import PortMapping, SandboxConfig
+from crishim.network.bridge import BridgeNetwork, parse_subnets, validated_ports
+from crishim.network.bridge_kernel import BridgeKernel, BridgeNames, NotReady, mac_of, port_name
+from crishim.network.door import Attachment, Readiness
+from crishim.network.pool import Reservation, Subnet
+
+SANDBOX = SandboxConfig("pod", "uid", "ns")
+
+
+@dataclass
+class FakeKernel(BridgeKernel):
+    """Remembers what it was asked, and fails once with what a test puts into `failures`."""
+
+    calls: list[str] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
+    forwarding: bool = True
+
+    def _note(self, call: str) -> None:
+        self.calls.append(call)
+        if self.failures:
+            raise self.failures.pop(0)
+
+    def ensure(self, subnets: Sequence[Subnet], held: Sequence[Reservation]) -> str:
+        self._note(f"ensure {','.join(map(str, subnets))} for {len(held)}")
+        return ""
+
+    def connect(self, reservation: Reservation, netns_fd: int, pod_netlink_fd: int) -> str:
+        self._note(f"connect {reservation.sandbox_id}")
+        return "02:00:00:00:00:01"
+
+    def disconnect(self, sandbox_id: str, reservation: Reservation | None) -> None:
+        self._note(f"disconnect {sandbox_id}")
+
+    def is_forwarding(self) -> bool:
+        return self.forwarding
+
+    def close(self) -> None: ...
+
+    def remove_strays(self, keep: object) -> None: ...
+
+
+def _network(tmp_path: Path, kernel: FakeKernel) -> BridgeNetwork:
+    return BridgeNetwork("default", ["10.88.0.0/24"], tmp_path / "network.db", kernel=kernel)
+
+
+def _attachment(sandbox_id: str, sandbox: SandboxConfig = SANDBOX) -> Attachment:
+    return Attachment(sandbox_id, sandbox, "/run/netns/x", 3, 4)
+
+
+def test_an_attach_answers_address_gateway_and_mac(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        network = _network(tmp_path, FakeKernel())
+        await network.open()
+        result = await network.attach(_attachment("a"), deadline_s=5)
+        assert (result.ips, result.gateways, result.mac) == (("10.88.0.2",), ("10.88.0.1",), "02:00:00:00:00:01")
+        await network.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_attach_that_fails_is_undone_and_releases_its_address(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        kernel = FakeKernel()
+        network = _network(tmp_path, kernel)
+        await network.open()
+        kernel.failures = [OSError(errno.ENOMEM, "no memory for a veth")]
+        with pytest.raises(Unavailable, match="sandbox a cannot be set up: no memory for a veth"):
+            await network.attach(_attachment("a"), deadline_s=5)
+        assert kernel.calls[-2:] == ["connect a", "disconnect a"]
+        assert (await network.attach(_attachment("b"), deadline_s=5)).ips == ("10.88.0.3",)
+        await network.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENODEV])
+def test_a_table_or_a_bridge_that_somebody_deleted_is_made_again(tmp_path: Path, number: int) -> None:
+    async def scenario() -> None:
+        kernel = FakeKernel()
+        network = _network(tmp_path, kernel)
+        await network.open()
+        kernel.failures = [OSError(number, "gone")]
+        assert (await network.attach(_attachment("a"), deadline_s=5)).ips
+        assert kernel.calls[-3:] == ["connect a", "ensure 10.88.0.0/24 for 1", "connect a"]
+        await network.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_detach_that_fails_keeps_the_address_for_the_next_attempt(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        kernel = FakeKernel()
+        network = _network(tmp_path, kernel)
+        await network.open()
+        await network.attach(_attachment("a"), deadline_s=5)
+        kernel.failures = [OSError(errno.EBUSY, "busy")]
+        with pytest.raises(Unavailable, match="busy"):
+            await network.detach("a", None, deadline_s=5)
+        assert (await network.attach(_attachment("a"), deadline_s=5)).ips == ("10.88.0.2",)
+        await network.detach("a", None, deadline_s=5)
+        await network.detach("a", None, deadline_s=5)
+        await network.close()
+
+    asyncio.run(scenario())
+
+
+def test_what_a_node_lacks_is_said_until_it_is_repaired(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        kernel = FakeKernel(failures=[NotReady("NftablesMissing", "no nftables"), NotReady("X", "still not")])
+        network = _network(tmp_path, kernel)
+        assert (await network.ready()).reason == "NetworkStarting"
+        await network.open()
+        assert await network.ready() == Readiness(False, "X", "still not")
+        assert await network.ready() == Readiness(True)
+        kernel.forwarding = False
+        kernel.failures = [NotReady("SysctlRefused", "net.ipv4.ip_forward")]
+        assert (await network.ready()).reason == "SysctlRefused"
+        kernel.failures = [NotReady("SysctlRefused", "net.ipv4.ip_forward")]
+        with pytest.raises(Unavailable, match="ip_forward"):
+            await network.attach(_attachment("a"), deadline_s=5)
+        await network.close()
+
+    asyncio.run(scenario())
+
+
+def test_reconcile_detaches_what_is_not_live_and_tells_what_it_could_not(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        kernel = FakeKernel()
+        network = _network(tmp_path, kernel)
+        await network.open()
+        for name in "abc":
+            await network.attach(_attachment(name), deadline_s=5)
+        kernel.failures = [OSError(errno.EBUSY, "busy")]
+        assert await network.reconcile({"b"}, deadline_s=5) == ("a",)
+        assert await network.reconcile({"b"}, deadline_s=5) == ()
+        assert kernel.calls[-1] == "ensure 10.88.0.0/24 for 1"
+        await network.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_pod_cidr_is_for_new_pods_and_outlives_a_restart(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        network = _network(tmp_path, FakeKernel())
+        await network.open()
+        old = await network.attach(_attachment("a"), deadline_s=5)
+        await network.set_pod_cidr("")
+        await network.set_pod_cidr("10.1.2.0/24, fd01::/64")
+        assert (await network.attach(_attachment("b"), deadline_s=5)).ips == ("10.1.2.2", "fd01::2")
+        await network.close()
+        restarted = _network(tmp_path, FakeKernel())
+        await restarted.open()
+        assert await restarted.attach(_attachment("a"), deadline_s=5) == old
+        assert (await restarted.attach(_attachment("c"), deadline_s=5)).ips[0] == "10.1.2.3"
+        with pytest.raises(InvalidSpec, match="pod_cidr: 'x' is not a subnet"):
+            await restarted.set_pod_cidr("x")
+        await restarted.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_deadline_is_told_as_such(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        network = _network(tmp_path, FakeKernel())
+        await network.open()
+        with pytest.raises(TimedOut, match="network of sandbox a was not set up within 0 s"):
+            await network.attach(_attachment("a"), deadline_s=0)
+        await network.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_host_address_of_a_family_that_pods_lack_is_refused(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        network = _network(tmp_path, FakeKernel())
+        await network.open()
+        sandbox = replace(SANDBOX, port_mappings=(PortMapping("tcp", 80, 80, "::1"),))
+        with pytest.raises(InvalidSpec, match="no IPv6 address"):
+            await network.attach(_attachment("a", sandbox), deadline_s=5)
+        await network.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("port", "message"),
+    [
+        (PortMapping("icmp", 80, 80), "'icmp' is not one of tcp, udp, sctp"),
+        (PortMapping("tcp", 80, 70000), "70000, 80 are not within"),
+        (PortMapping("tcp", 0, 80), "80, 0 are not within"),
+        (PortMapping("tcp", 80, 80, "localhost"), "'localhost' is not an IP address"),
+    ],
+)
+def test_a_bad_port_mapping_is_refused_with_its_value(port: PortMapping, message: str) -> None:
+    with pytest.raises(InvalidSpec, match=message):
+        validated_ports(replace(SANDBOX, port_mappings=(port,)))
+
+
+def test_mappings_without_host_port_and_repetitions_are_left_out() -> None:
+    port = PortMapping("tcp", 80, 8080)
+    assert validated_ports(replace(SANDBOX, port_mappings=(PortMapping("tcp", 80, 0), port, port))) == (port,)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["x"], "'x' is not a subnet"),
+        (["10.0.0.0/31"], "no room"),
+        (["10.0.0.0/24", "10.1.0.0/24"], "second subnet of IPv4"),
+        ([], "missing"),
+    ],
+)
+def test_subnets_that_cannot_be_used_are_refused(texts: list[str], message: str) -> None:
+    with pytest.raises(InvalidSpec, match=message):
+        parse_subnets(texts, "network.bridge.subnets")
+
+
+@pytest.mark.parametrize("instance", ["default", "other", "a-name-of-an-instance-that-is-long"])
+def test_device_names_fit_the_kernel(instance: str) -> None:
+    assert len(BridgeNames.of(instance).bridge) <= 15
+    assert len(port_name(instance)) <= 15
+
+
+def test_a_mac_follows_from_the_address_and_is_locally_administered() -> None:
+    mac = mac_of(parse_subnets(["10.88.0.0/16"], "x")[0].network_address)
+    assert mac == b"\x02\xc5\x0a\x58\0\0"
+    assert mac[0] & 0b11 == 0b10
