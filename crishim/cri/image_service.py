@@ -41,7 +41,7 @@ class ImageMethods:
 
     async def ImageFsInfo(self, request: pb.ImageFsInfoRequest, _: Any) -> pb.ImageFsInfoResponse:
         usages = await self._images.usage()
-        return pb.ImageFsInfoResponse(image_filesystems=[image.usage_to_proto(usage) for usage in usages])
+        return pb.ImageFsInfoResponse(image_filesystems=[image.filesystem_to_proto(usage) for usage in usages])
 
 
 def _has_pod(request: pb.PullImageRequest) -> bool:

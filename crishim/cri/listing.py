@@ -7,7 +7,7 @@ its length and the message.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -24,13 +24,18 @@ from crishim.model.stats import ContainerSample
 POD_UID: Final = "io.kubernetes.pod.uid"
 #: field 1, length-delimited (protobuf encoding)
 _TAG: Final = b"\x0a"
+_EVERY_SANDBOX: Final = pb.PodSandboxFilter()
+_EVERY_CONTAINER: Final = pb.ContainerFilter()
 
 T = TypeVar("T", Sandbox, Container)
 
 
 def entry(message: Message) -> bytes:
     """`message` as one element of a repeated field with number 1."""
-    body = message.SerializeToString()
+    return _element(message.SerializeToString())
+
+
+def _element(body: bytes) -> bytes:
     return _TAG + _varint(len(body)) + body
 
 
@@ -49,6 +54,15 @@ class _Entry(Generic[T]):
     blob: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _StatsEntry:
+    """Bytes of one container's stats, and what they were made of; identity and labels never change."""
+
+    sample: ContainerSample
+    attributes: bytes
+    blob: bytes
+
+
 class _Entries(Generic[T]):
     """Entries in the order in which they came, with an index by the uid of their pod."""
 
@@ -56,14 +70,18 @@ class _Entries(Generic[T]):
         self._entries: dict[str, _Entry[T]] = {}
         #: pod uid to ids; dicts keep the order
         self._by_pod: dict[str, dict[str, None]] = {}
+        #: all entries joined, until the next change: the kubelet asks for it every second
+        self._joined: bytes | None = None
 
     def upsert(self, value: T, blob: bytes) -> None:
         """Labels never change, so the index is made once."""
+        self._joined = None
         if value.id not in self._entries and POD_UID in value.config.labels:
             self._by_pod.setdefault(value.config.labels[POD_UID], {})[value.id] = None
         self._entries[value.id] = _Entry(value, blob)
 
     def remove(self, id: str) -> None:
+        self._joined = None
         removed = self._entries.pop(id, None)
         uid = None if removed is None else removed.value.config.labels.get(POD_UID)
         if uid is not None and uid in self._by_pod:
@@ -71,8 +89,11 @@ class _Entries(Generic[T]):
             if not self._by_pod[uid]:
                 del self._by_pod[uid]
 
-    def all(self) -> Collection[_Entry[T]]:
-        return self._entries.values()
+    def joined(self) -> bytes:
+        """Every entry."""
+        if self._joined is None:
+            self._joined = b"".join([entry.blob for entry in self._entries.values()])
+        return self._joined
 
     def get(self, id: str) -> _Entry[T] | None:
         return self._entries.get(id)
@@ -101,8 +122,7 @@ class Listing:
         self._sandboxes = _Entries[Sandbox]()
         self._containers = _Entries[Container]()
         self._images: dict[str, bytes] = {}
-        #: container id to the values that the bytes were made of, and the bytes
-        self._stats: dict[str, tuple[Container, ContainerSample, bytes]] = {}
+        self._stats: dict[str, _StatsEntry] = {}
 
     def upsert_sandbox(self, value: Sandbox) -> None:
         """A sandbox is new or has changed."""
@@ -131,6 +151,8 @@ class Listing:
 
     def sandboxes(self, wanted: pb.PodSandboxFilter) -> bytes:
         """Bytes of a ListPodSandboxResponse."""
+        if wanted == _EVERY_SANDBOX:
+            return self._sandboxes.joined()
         entries = self._sandboxes.matching(wanted.id, wanted.label_selector)
         if wanted.HasField("state"):
             state = checks.one_of("filter.state.state", wanted.state.state, SandboxState)
@@ -139,6 +161,8 @@ class Listing:
 
     def containers(self, wanted: pb.ContainerFilter) -> bytes:
         """Bytes of a ListContainersResponse."""
+        if wanted == _EVERY_CONTAINER:
+            return self._containers.joined()
         entries = self._in_sandbox(wanted.pod_sandbox_id, self._containers.matching(wanted.id, wanted.label_selector))
         if wanted.HasField("state"):
             state = checks.one_of("filter.state.state", wanted.state.state, ContainerState)
@@ -164,10 +188,16 @@ class Listing:
         known = self._containers.get(sample.container_id)
         if known is None:
             return b""
-        of, made_of, blob = self._stats.get(sample.container_id, (None, None, b""))
-        if made_of is not sample or of is not known.value:
-            blob = entry(stats.to_proto(known.value, sample))
-            self._stats[sample.container_id] = (known.value, sample, blob)
+        former = self._stats.get(sample.container_id)
+        if former is not None and former.sample is sample:
+            return former.blob
+        if former is None:
+            attributes = stats.attributes_to_proto(known.value).SerializeToString()
+        else:
+            attributes = former.attributes
+        # messages are merged when their bytes are joined (protobuf encoding)
+        blob = _element(attributes + stats.usage_to_proto(sample).SerializeToString())
+        self._stats[sample.container_id] = _StatsEntry(sample, attributes, blob)
         return blob
 
     def _in_sandbox(self, sandbox_id: str, entries: Iterator[_Entry[Container]]) -> Iterator[_Entry[Container]]:

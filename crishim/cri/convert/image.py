@@ -47,7 +47,7 @@ def to_proto(image: Image) -> pb.Image:
     return message
 
 
-def usage_to_proto(usage: FilesystemUsage) -> pb.FilesystemUsage:
+def filesystem_to_proto(usage: FilesystemUsage) -> pb.FilesystemUsage:
     """Space taken on one file system."""
     return pb.FilesystemUsage(
         timestamp=usage.timestamp_ns,

@@ -10,8 +10,17 @@ from crishim.cri.listing import Listing, entry
 from crishim.cri.pb import api_pb2 as pb
 from crishim.errors import InvalidSpec
 from crishim.model.container import ContainerState
+from crishim.model.image import FilesystemUsage
 from crishim.model.sandbox import SandboxState
-from crishim.model.stats import CpuSample
+from crishim.model.stats import (
+    ContainerSample,
+    CpuSample,
+    IoSample,
+    MemorySample,
+    Pressure,
+    PressureStall,
+    SwapSample,
+)
 from tests.unit.cri.fakes import container, image, sample, sandbox
 
 
@@ -83,6 +92,7 @@ def test_a_state_that_does_not_exist_is_refused() -> None:
 
 def test_a_change_replaces_the_entry_in_its_place() -> None:
     listing = _listing()
+    assert len(_container_ids(listing, pb.ContainerFilter())) == 3
     listing.upsert_container(replace(container("c1", sandbox_id="aa1"), state=ContainerState.EXITED))
     answer = pb.ListContainersResponse.FromString(listing.containers(pb.ContainerFilter()))
     assert next((c.id, c.state) for c in answer.containers) == ("c1", pb.CONTAINER_EXITED)
@@ -91,9 +101,15 @@ def test_a_change_replaces_the_entry_in_its_place() -> None:
 
 def test_what_was_removed_is_in_no_list() -> None:
     listing = _listing()
+    assert (len(_container_ids(listing, pb.ContainerFilter())), len(_sandbox_ids(listing, pb.PodSandboxFilter()))) == (
+        3,
+        2,
+    )
     listing.remove_container("c1")
     listing.remove_container("c1")
     listing.remove_sandbox("aa1")
+    assert _container_ids(listing, pb.ContainerFilter()) == ["c2", "d3"]
+    assert _sandbox_ids(listing, pb.PodSandboxFilter()) == ["aa2"]
     assert _container_ids(listing, pb.ContainerFilter(label_selector={"io.kubernetes.pod.uid": "u1"})) == ["c2"]
     assert _sandbox_ids(listing, pb.PodSandboxFilter(label_selector={"io.kubernetes.pod.uid": "u1"})) == []
 
@@ -124,14 +140,71 @@ def test_stats_carry_the_attributes_of_the_container() -> None:
     assert not stats.cpu.HasField("usage_nano_cores") and not stats.HasField("memory")
 
 
-def test_a_new_sample_and_a_changed_container_make_new_stats() -> None:
+def test_a_new_sample_makes_new_stats() -> None:
     listing = _listing()
     first = sample("c1")
     assert listing.container_stats([first]) == listing.container_stats([first])
     second = replace(first, cpu=CpuSample(timestamp_ns=9, usage_core_ns=8))
     (stats,) = pb.ListContainerStatsResponse.FromString(listing.container_stats([second])).stats
     assert stats.cpu.timestamp == 9
-    changed = container("c1", sandbox_id="aa1", name="renamed")
-    listing.upsert_container(changed)
-    (stats,) = pb.ListContainerStatsResponse.FromString(listing.container_stats([second])).stats
-    assert stats.attributes.metadata.name == "renamed"
+    assert (stats.attributes.id, stats.attributes.metadata.name) == ("c1", "app")
+
+
+def test_stats_of_a_removed_container_are_forgotten() -> None:
+    listing = _listing()
+    listing.container_stats([sample("c1")])
+    listing.remove_container("c1")
+    assert listing.container_stats([sample("c1")]) == b""
+    listing.upsert_container(container("c1", sandbox_id="aa1", name="another"))
+    (stats,) = pb.ListContainerStatsResponse.FromString(listing.container_stats([sample("c1")])).stats
+    assert stats.attributes.metadata.name == "another"
+
+
+def test_a_measured_zero_is_present() -> None:
+    idle = ContainerSample("c1", cpu=CpuSample(0, 0, 0), memory=MemorySample(0, 0, 0, 0))
+    (stats,) = pb.ListContainerStatsResponse.FromString(_listing().container_stats([idle])).stats
+    assert stats.cpu.HasField("usage_nano_cores") and stats.memory.HasField("rss_bytes")
+    assert not stats.memory.HasField("available_bytes") and not stats.memory.HasField("psi")
+
+
+def test_every_part_of_a_sample_arrives() -> None:
+    stall = PressureStall(some=Pressure(1000, 1.5, 0.5, 0.25), full=Pressure(500, 0.5, 0.25, 0.125))
+    full = ContainerSample(
+        "c1",
+        cpu=CpuSample(1, 2, 3, stall),
+        memory=MemorySample(4, 5, 6, 7, available_bytes=8, page_faults=9, major_page_faults=10, psi=stall),
+        swap=SwapSample(11, 12, 13),
+        io=IoSample(14, stall),
+        writable_layer=FilesystemUsage("/var/lib/crishim", 15, 16, 17),
+    )
+    (stats,) = pb.ListContainerStatsResponse.FromString(_listing().container_stats([full])).stats
+    psi = pb.PsiStats(
+        Some=pb.PsiData(Total=1000, Avg10=1.5, Avg60=0.5, Avg300=0.25),
+        Full=pb.PsiData(Total=500, Avg10=0.5, Avg60=0.25, Avg300=0.125),
+    )
+
+    def value(number: int) -> pb.UInt64Value:
+        return pb.UInt64Value(value=number)
+
+    stats.ClearField("attributes")
+    assert stats == pb.ContainerStats(
+        cpu=pb.CpuUsage(timestamp=1, usage_core_nano_seconds=value(2), usage_nano_cores=value(3), psi=psi),
+        memory=pb.MemoryUsage(
+            timestamp=4,
+            working_set_bytes=value(5),
+            usage_bytes=value(6),
+            rss_bytes=value(7),
+            available_bytes=value(8),
+            page_faults=value(9),
+            major_page_faults=value(10),
+            psi=psi,
+        ),
+        swap=pb.SwapUsage(timestamp=11, swap_usage_bytes=value(12), swap_available_bytes=value(13)),
+        io=pb.IoUsage(timestamp=14, psi=psi),
+        writable_layer=pb.FilesystemUsage(
+            timestamp=17,
+            fs_id=pb.FilesystemIdentifier(mountpoint="/var/lib/crishim"),
+            used_bytes=value(15),
+            inodes_used=value(16),
+        ),
+    )
