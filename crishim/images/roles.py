@@ -18,6 +18,7 @@ from crishim.errors import CrishimError, InvalidSpec
 from crishim.images.apply import apply_entries
 from crishim.images.stream import LayerStream
 from crishim.linux.fs import openat2, read_bounded
+from crishim.linux.mount import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, new_mount
 from crishim.linux.process import PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, bounding_set, capset, prctl
 
 #: bytes of /etc/passwd and of /etc/group that are read; more is an error (CVE-2025-4437, CVE-2026-47262)
@@ -42,12 +43,13 @@ def unpack(request: dict[str, Any], descriptors: list[int]) -> Reply:
 
 
 def read_users(request: dict[str, Any], descriptors: list[int]) -> Reply:
-    """The user files of the root file system that the one descriptor is the root directory of; never raises.
+    """The user files of a root file system; never raises.
 
+    Either the one descriptor is its root directory, or the request has "lowers": paths of its layers, topmost first.
     Reply: "passwd" and "group" (bytes, b"" for a file that is not there), or for a file that cannot be used
     "passwd_error", "group_error": a sentence.
     """
-    return _replying(lambda: _read_users(descriptors[0]))
+    return _replying(lambda: _read_users(descriptors[0] if descriptors else _open_layers(request["lowers"])))
 
 
 def _replying(work: Callable[[], Reply]) -> Reply:
@@ -99,6 +101,23 @@ def _drop_capabilities(keep: tuple[int, ...]) -> None:
     prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
+def _open_layers(lowers: list[bytes]) -> int:
+    """The layers as overlayfs stacks them: a detached mount that nobody else sees and that ends with this process."""
+    if len(lowers) == 1:
+        return os.open(lowers[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    # names relative to their common directory: a string of fsconfig(2) holds 255 bytes
+    top = os.path.dirname(lowers[0])
+    os.chdir(top)
+    names = [os.path.relpath(lower, top) for lower in lowers]
+    attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+    try:
+        return new_mount(b"overlay", tuple((b"lowerdir+", name) for name in names), attributes)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return new_mount(b"overlay", ((b"lowerdir", b":".join(names)),), attributes)  # before Linux 6.5
+
+
 def _read_users(root: int) -> Reply:
     _drop_capabilities(_READ_CAPABILITIES)
     reply: Reply = {}
@@ -119,6 +138,8 @@ def _read_file(root: int, path: bytes) -> bytes:
     handle = openat2(root, path, os.O_PATH)
     try:
         found = os.fstat(handle)
+        if stat.S_ISCHR(found.st_mode) and found.st_rdev == 0:
+            raise FileNotFoundError  # a whiteout in an only layer, where overlayfs does not read it
         if not stat.S_ISREG(found.st_mode):
             raise InvalidSpec("it is not a regular file")
         if found.st_size > MAX_USER_FILE:

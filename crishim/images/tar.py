@@ -7,6 +7,7 @@ refused with a sentence. No dataclasses and no logging: the child is forked from
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -20,6 +21,8 @@ MAX_ID = (1 << 32) - 2
 _MAX_SIZE = 1 << 62
 _MIN_SECONDS, _MAX_SECONDS = -(1 << 31), (1 << 34) - (1 << 31) - 1  # what ext4 can keep
 _ZERO = bytes(BLOCK)
+#: name, mode, uid, gid, size, mtime, type, link: what every format has at the same place
+_FIELDS = struct.Struct("100s8s8s8s12s12s8x1s100s")
 
 FILE, HARDLINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 _PLAIN = frozenset({FILE, b"\0", b"7"})
@@ -109,12 +112,11 @@ def parse_number(field: bytes) -> int:
         value = int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
         return value - (1 << (8 * len(field) - 1)) if field[0] & 0x40 else value
     text = field.strip(b" \0").partition(b"\0")[0]
-    value = 0
-    for digit in text:
-        if not 48 <= digit <= 55:
-            raise InvalidSpec(f"the layer has a numeric header field {text!r}")
-        value = value * 8 + digit - 48
-    return value
+    if not text:
+        return 0
+    if not text.isdigit() or b"8" in text or b"9" in text:
+        raise InvalidSpec(f"the layer has a numeric header field {text!r}")
+    return int(text, 8)
 
 
 def parse_pax(body: bytes) -> list[tuple[bytes, bytes]]:
@@ -142,7 +144,9 @@ def clean_name(name: bytes) -> bytes:
     """
     if b"\0" in name:
         raise InvalidSpec(f"the layer names {name[:256]!r}, which holds a zero byte")
-    parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+    parts = name.split(b"/")
+    if b"" in parts or b"." in parts:
+        parts = [part for part in parts if part not in (b"", b".")]
     if b".." in parts:
         raise InvalidSpec(f"the layer names {name[:256]!r}, which climbs out of its directory")
     return b"/".join(parts)
@@ -176,18 +180,19 @@ def _read_extension(source: BlockSource, header: bytes) -> bytes:
 def _entry(
     source: BlockSource, header: bytes, pax: list[tuple[bytes, bytes]], long_name: bytes | None, long_link: bytes | None
 ) -> Entry:
-    entry = Entry(header[:100].partition(b"\0")[0], header[156:157])
+    name, mode, uid, gid, size, mtime, kind, link = _FIELDS.unpack_from(header)
+    entry = Entry(name.partition(b"\0")[0], kind)
     if header[257:263] == b"ustar\0":
         # star(1) keeps times in the last part of the prefix and signs with "tar\0"
         prefix = header[345 : 476 if header[508:512] == b"tar\0" else 500].partition(b"\0")[0]
         if prefix:
             entry.name = prefix + b"/" + entry.name
-    entry.mode = parse_number(header[100:108]) & 0o7777
-    entry.uid = parse_number(header[108:116])
-    entry.gid = parse_number(header[116:124])
-    entry.size = parse_number(header[124:136])
-    entry.mtime_ns = _nanoseconds(parse_number(header[136:148]), 0)
-    entry.link = header[157:257].partition(b"\0")[0]
+    entry.mode = parse_number(mode) & 0o7777
+    entry.uid = parse_number(uid)
+    entry.gid = parse_number(gid)
+    entry.size = parse_number(size)
+    entry.mtime_ns = _nanoseconds(parse_number(mtime), 0)
+    entry.link = link.partition(b"\0")[0]
     if entry.kind in (CHARACTER, BLOCK_DEVICE):
         entry.major = parse_number(header[329:337])
         entry.minor = parse_number(header[337:345])

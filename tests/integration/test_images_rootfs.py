@@ -232,9 +232,11 @@ def test_users_are_read_through_links_and_whiteouts_of_the_whole_root(store: Ima
         [symlink("etc/passwd", "/usr/passwd"), ("etc/.wh.group", b""), ("usr/passwd", b"top:x:7:8::/home:\n")]
     )
     image = load(store, tmp_path, bottom, top)
-    with overlay(asyncio.run(store.rootfs.prepare("c1", image))) as root:
+    rootfs = asyncio.run(store.rootfs.prepare("c1", image))
+    with overlay(rootfs) as root:
         reply = users_below(root)
     assert reply == {"passwd": b"top:x:7:8::/home:\n", "group": b""}
+    assert reply == asyncio.run(run_role("read_users", {"lowers": [os.fsencode(path) for path in rootfs.lowers]}, []))
     assert UserDatabase.parse(**reply).resolve("top").uid == 7
 
 
@@ -259,6 +261,12 @@ def test_user_files_that_link_out_of_the_root_end_inside(tmp_path: Path) -> None
     (tmp_path / "root/etc/passwd").symlink_to("../../outside")
     (tmp_path / "root/etc/group").symlink_to(tmp_path / "outside")
     assert users_of(tmp_path / "root") == {"passwd": b"", "group": b""}
+
+
+def test_users_of_a_single_layer_are_read_from_its_directory(store: ImageStore, tmp_path: Path) -> None:
+    image = load(store, tmp_path, archive([directory("etc"), ("etc/passwd", b"a:x:1:1::/:\n"), ("etc/.wh.group", b"")]))
+    request = {"lowers": [os.fsencode(path) for path in store.layer_paths(image)]}
+    assert asyncio.run(run_role("read_users", request, [])) == {"passwd": b"a:x:1:1::/:\n", "group": b""}
 
 
 def test_an_empty_root_has_no_users(tmp_path: Path) -> None:
