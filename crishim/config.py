@@ -334,7 +334,7 @@ class StopConfig:
     """[stop]"""
 
     #: between the stop signal and SIGKILL for containers that still run at StopPodSandbox
-    sandbox_grace_s: float = 2.0
+    sandbox_grace_s: float = 0.0
     #: how long an answer waits for killed processes to be gone; then they are freed in the background
     kill_wait_s: float = 10.0
 

@@ -172,6 +172,7 @@ class Containers:
         if path is None:
             return None
         bounding = capability_sets(security, self._settings.node.capabilities).bounding
+        path = os.path.join(self._settings.seccomp_profile_dir, path)
         return await self._helper.run(self._profiles.compiled, path, bounding)
 
     def _check_sources(self, config: ContainerConfig) -> None:

@@ -32,5 +32,11 @@ class Settings:
     rlimits: tuple[Rlimit, ...] = ()
     #: bytes of both streams of one ExecSync together; beyond it output is dropped
     exec_output_bytes: int = (16 << 20) - (64 << 10)
+    #: base of seccomp profiles that are named by a relative path
+    seccomp_profile_dir: str = "/var/lib/kubelet/seccomp"
+    #: between stop signal and SIGKILL for containers that still run at StopPodSandbox
+    sandbox_grace_s: float = 0.0
+    #: how long a caller waits for killed processes to be gone
+    kill_wait_s: float = 10.0
     #: a network's attach and detach may take this long
     network_deadline_s: float = 120.0

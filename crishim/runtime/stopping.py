@@ -20,13 +20,12 @@ from crishim.runtime.exits import Exits
 from crishim.runtime.helper import Helper
 from crishim.runtime.live import Live, LiveContainer
 from crishim.runtime.operations import Locks, Operation, Operations
+from crishim.runtime.settings import Settings
 from crishim.runtime.steps import reached
 from crishim.store.store import Store
 
 logger = logging.getLogger(__name__)
 
-#: how long a killed process may take to die before the caller is told
-_DEATH_S = 30.0
 #: the kill is repeated after this pause, which doubles: a frozen or forking cgroup may need more than one
 _REPEAT_S = 0.25
 
@@ -56,6 +55,7 @@ class Stopping:
         operations: Operations,
         helper: Helper,
         locks: Locks,
+        settings: Settings,
     ) -> None:
         self._store = store
         self._live = live
@@ -65,6 +65,7 @@ class Stopping:
         self._helper = helper
         #: by container id; a start holds its own
         self._locks = locks
+        self._settings = settings
         self._deadlines: dict[str, _Deadline] = {}
 
     async def stop(self, container_id: str, grace_s: float) -> None:
@@ -91,8 +92,9 @@ class Stopping:
         )
 
     async def kill_all(self, sandbox_id: str) -> None:
-        """SIGKILL to every container of a sandbox; returns when all are EXITED."""
-        stops = [self.stop(container.id, 0.0) for container in self._store.list_containers(sandbox_id)]
+        """End every container of a sandbox by force; returns when all are EXITED."""
+        grace_s = self._settings.sandbox_grace_s
+        stops = [self.stop(container.id, grace_s) for container in self._store.list_containers(sandbox_id)]
         for outcome in await asyncio.gather(*stops, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome  # after all of them were tried
@@ -131,7 +133,7 @@ class Stopping:
     async def _kill(self, container: LiveContainer) -> None:
         self._exits.note(container, signal.SIGKILL, Sender.STOP)
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + _DEATH_S
+        give_up = loop.time() + self._settings.kill_wait_s
         pause = _REPEAT_S
         while not container.exited.is_set():
             with suppress(ProcessLookupError):

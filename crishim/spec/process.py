@@ -86,7 +86,10 @@ def reported_user(user: User) -> ContainerUser:
 
 
 def localhost_profile(profile: SecurityProfile | None, privileged: bool) -> str | None:
-    """Path of the seccomp profile on this node that has to be read for `container_process`, None when none has."""
+    """Path of the seccomp profile that has to be read for `container_process`, None when none has.
+
+    A relative one is meant below the profile directory of the node.
+    """
     if profile is None or privileged:
         return None
     if profile.type is not ProfileType.LOCALHOST:
@@ -97,8 +100,8 @@ def localhost_profile(profile: SecurityProfile | None, privileged: bool) -> str 
             )
         return None
     path = profile.localhost_ref.removeprefix("localhost/")
-    if not path.startswith("/") or ".." in path.split("/"):
-        raise InvalidSpec(f"linux.security_context.seccomp.localhost_ref: {path!r} is not an absolute path")
+    if not path or ".." in path.split("/") or "\0" in path:
+        raise InvalidSpec(f"linux.security_context.seccomp.localhost_ref: {path!r} is not a path")
     return path
 
 

@@ -1,0 +1,7 @@
+"""`python -m crishim`: the command line."""
+
+import sys
+
+from crishim.cli.main import main
+
+sys.exit(main())

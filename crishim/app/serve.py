@@ -1,0 +1,118 @@
+"""A server from start to end: lock, zygote, wiring, signals.
+
+The order matters: the state directory is locked first, and the zygote is started before grpc is imported and before
+there is a thread. `wiring.py`, which loads everything else, is therefore imported late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crishim.config import Config
+from crishim.errors import Unavailable, Unsupported
+from crishim.executor.client import Executor
+
+if TYPE_CHECKING:
+    from crishim.app.wiring import Server
+
+#: what children of the zygote can do besides being monitors and execs
+ROLES = {
+    "unpack": "crishim.images.roles:unpack",
+    "read_users": "crishim.images.image_users:read_image_users",
+    "remove_pin": "crishim.executor.pins:remove_pin",
+}
+
+logger = logging.getLogger(__name__)
+
+
+def serve(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT; pods go on. CrishimError with one sentence when it cannot start."""
+    configure_logging(config.server.log_level)
+    with_root()
+    lock = lock_state(config.server.state)
+    try:
+        executor = Executor.launch(cgroup=f"{cgroup_root(config)}/monitors", roles=ROLES)
+        asyncio.run(_serve(config, executor))
+    finally:
+        os.close(lock)
+
+
+async def _serve(config: Config, executor: Executor) -> None:
+    from crishim.app.wiring import Server
+
+    server = Server(config, executor)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        await server.start()
+        _say_ready(config, server)
+        await stopping.wait()
+        logger.info("stopping; pods go on")
+        notify("STOPPING=1")
+    finally:
+        await server.stop()
+
+
+def _say_ready(config: Config, server: Server) -> None:
+    print(f"crishim is ready on unix://{config.server.listen}", file=sys.stderr, flush=True)
+    if server.metrics_address:
+        print(f"crishim has metrics on http://{server.metrics_address}/metrics", file=sys.stderr, flush=True)
+    notify("READY=1")
+
+
+def with_root() -> None:
+    """Unsupported for a user who is not root: namespaces and cgroups of pods need it."""
+    if os.geteuid() != 0:
+        raise Unsupported("crishim needs root: it makes namespaces, cgroups and mounts for pods")
+
+
+def cgroup_root(config: Config) -> str:
+    """Cgroup of this server's processes, and of pods that name no parent."""
+    if config.cgroups.parent:
+        return "/" + config.cgroups.parent.strip("/")
+    return "/crishim.slice" if config.instance == "default" else f"/crishim-{config.instance}.slice"
+
+
+def lock_state(state: Path) -> int:
+    """Descriptor that holds the lock of a state directory; Unavailable when another server has it.
+
+    The lock ends with the process, however it ends (flock(2)).
+    """
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state.chmod(0o700)
+    fd = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise Unavailable(f"another crishim server uses the state directory {state}") from None
+    return fd
+
+
+def configure_logging(level: str) -> None:
+    """Lines on standard error; a service manager adds the time."""
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
+    )
+
+
+def notify(state: str) -> None:
+    """Tell the service manager, when there is one. Source: sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.sendto(state.encode(), address)

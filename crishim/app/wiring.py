@@ -1,0 +1,316 @@
+"""The rooms of one server, made in the order in which they need each other, started and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import crishim
+from crishim.app.metrics import Metrics
+from crishim.app.serve import cgroup_root
+from crishim.cgroups import effects
+from crishim.config import Config
+from crishim.cri.interceptors import Guard
+from crishim.cri.listing import Listing
+from crishim.cri.runtime_service import services
+from crishim.cri.server import Server as GrpcServer
+from crishim.errors import Unavailable, Unsupported
+from crishim.executor.client import Executor
+from crishim.images.layers import LayerLimits
+from crishim.images.manifests import Platform
+from crishim.images.registry import RegistryConfig
+from crishim.images.store import ImageStore
+from crishim.metrics.containers import ContainerMetrics
+from crishim.metrics.node import NodeMetrics
+from crishim.metrics.server import MetricsServer
+from crishim.model.container import Container
+from crishim.model.image import Image
+from crishim.model.node import CgroupDriver
+from crishim.model.sandbox import Sandbox
+from crishim.network.bridge import BridgeNetwork
+from crishim.network.cni.network import CniNetwork
+from crishim.network.door import Network
+from crishim.runtime.collector import Collector
+from crishim.runtime.containers import Containers
+from crishim.runtime.execs import Execs
+from crishim.runtime.exits import Exits
+from crishim.runtime.helper import Helper
+from crishim.runtime.images import Images
+from crishim.runtime.layers import WritableLayers
+from crishim.runtime.live import Live
+from crishim.runtime.node import Node
+from crishim.runtime.operations import Locks, Operations
+from crishim.runtime.places import Places
+from crishim.runtime.profiles import SeccompProfiles
+from crishim.runtime.recovery import Recovery
+from crishim.runtime.removal import Removal
+from crishim.runtime.sandboxes import Sandboxes
+from crishim.runtime.settings import Settings
+from crishim.runtime.stopping import Stopping
+from crishim.runtime.users import ImageUsers
+from crishim.spec.capabilities import DEFAULT
+from crishim.spec.facts import NodeAbilities
+from crishim.spec.seccomp import runtime_default
+from crishim.store.boot import current_boot_id
+from crishim.store.durable import DurableStore
+from crishim.store.store import Kind, Store
+
+#: calls that are under way when the server is told to stop have this long
+_CALLS_S = 3.0
+_OPERATIONS_S = 5.0
+_UNPACK_S = 3600.0
+
+
+class Server:
+    """One server. `start` returns when it answers every call, `stop` leaves the pods running."""
+
+    def __init__(self, config: Config, executor: Executor) -> None:
+        """Makes the rooms; Unavailable and Unsupported say in a sentence why it cannot be."""
+        self._config = config
+        self._executor = executor
+        self._starting: str | None = "the server is starting: it looks for the pods that run"
+        self.metrics_address = ""
+        state, root = config.server.state, config.server.root
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._settings = _settings(config, executor)
+        self._boot_id = current_boot_id()
+        self._store = Store(state, self._boot_id)
+        self._durable = DurableStore(root)
+        self._network = _network(config)
+        self._images = _image_store(config, executor)
+        self._helper = Helper()
+        self._operations = Operations()
+        self._live = Live()
+        self._places = Places(state)
+        self._listing = Listing()
+
+    async def start(self) -> None:
+        """Listen at once, answer when recovery is done."""
+        report = self._store.load()
+        self._observe()
+        self._make_use_cases()
+        guard = Guard(self._node_metrics.rpc_ended, lambda: self._starting)
+        self._grpc = GrpcServer(
+            self._config.server.listen,
+            services(
+                sandboxes=self._sandboxes,
+                containers=self._containers,
+                execs=self._execs,
+                stats=self._collector,
+                images=self._image_cases,
+                node=self._node,
+                listing=self._listing,
+                guard=guard,
+                version=crishim.__version__,
+            ),
+        )
+        try:
+            await self._grpc.start()
+        except OSError as error:
+            raise Unavailable(f"cannot listen on {self._config.server.listen}: {error}") from error
+        await self._executor.open()
+        await self._network.open()
+        await self._recovery.run(report)
+        self._fill_listing()
+        await self._helper.run(runtime_default, DEFAULT, self._settings.node.kernel, self._settings.node.machine)
+        await self._serve_metrics()
+        self._starting = None
+
+    async def stop(self) -> None:
+        """End the server; what it started goes on."""
+        self._starting = "the server is stopping"
+        if hasattr(self, "_grpc"):
+            await self._grpc.stop(_CALLS_S)
+        await self._operations.close(_OPERATIONS_S)
+        if hasattr(self, "_metrics_server"):
+            await self._metrics_server.stop()
+        idle = not self._live.monitors()
+        self._live.close()
+        await self._executor.close()
+        if idle:
+            await self._helper.run(effects.remove, self._executor.hierarchy, self._settings.cgroup_root, tries=4)
+        await self._network.close()
+        self._images.close()
+        await self._durable.close()
+        self._helper.close()
+
+    # -- rooms that follow the store
+
+    def _observe(self) -> None:
+        self._node_metrics = NodeMetrics(crishim.__version__, self._operations.in_flight)
+        self._metrics = Metrics(self._node_metrics, ContainerMetrics(self._store))
+
+    def _fill_listing(self) -> None:
+        for sandbox in self._store.list_sandboxes():
+            self._listing.upsert_sandbox(sandbox)
+        for container in self._store.list_containers():
+            self._listing.upsert_container(container)
+        for image in self._images.list():
+            self._listing.upsert_image(image)
+        self._store.subscribe(self._changed)
+
+    def _changed(self, kind: Kind, old: Sandbox | Container | None, new: Sandbox | Container | None) -> None:
+        if isinstance(new, Sandbox):
+            self._listing.upsert_sandbox(new)
+        elif isinstance(new, Container):
+            self._listing.upsert_container(new)
+        elif old is not None and kind is Kind.SANDBOX:
+            self._listing.remove_sandbox(old.id)
+        elif old is not None:
+            self._listing.remove_container(old.id)
+            self._collector.forget(old.id)
+            self._layers.forget(old.id)
+
+    def _image_removed(self, image_id: str) -> None:
+        self._listing.remove_image(image_id)
+
+    def _image_added(self, image: Image) -> None:
+        """A tag may have moved from another image, so all entries are made anew."""
+        for each in self._images.list():
+            self._listing.upsert_image(each)
+
+    async def _serve_metrics(self) -> None:
+        address = self._config.server.metrics
+        if address is None:
+            return
+        loop = asyncio.get_running_loop()
+
+        def render() -> bytes:
+            loop.call_soon_threadsafe(self._collector.ask)
+            return self._metrics.render()
+
+        self._metrics_server = MetricsServer(render, lambda: self._starting)
+        try:
+            await self._metrics_server.start(address.host, address.port)
+        except OSError as error:
+            raise Unavailable(f"server.metrics: cannot listen on {address.host}:{address.port}: {error}") from error
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        self.metrics_address = f"{host}:{self._metrics_server.port}"
+
+    # -- use cases
+
+    def _make_use_cases(self) -> None:
+        settings, store, live, places = self._settings, self._store, self._live, self._places
+        operations, helper, executor = self._operations, self._helper, self._executor
+        hierarchy, rootfs, locks = executor.hierarchy, self._images.rootfs, Locks()
+        exits = Exits(store, live, places, hierarchy, operations, helper, self._metrics)
+        stopping = Stopping(store, live, exits, hierarchy, operations, helper, locks, settings)
+        removal = Removal(store, live, places, executor, rootfs, operations, helper, stopping)
+        self._sandboxes = Sandboxes(
+            settings=settings,
+            store=store,
+            durable=self._durable,
+            boot_id=self._boot_id,
+            executor=executor,
+            network=self._network,
+            operations=operations,
+            live=live,
+            places=places,
+            exits=exits,
+            stopping=stopping,
+            removal=removal,
+            helper=helper,
+        )
+        self._containers = Containers(
+            settings=settings,
+            store=store,
+            executor=executor,
+            images=self._images,
+            users=ImageUsers(executor, self._images),
+            profiles=SeccompProfiles(settings.node),
+            operations=operations,
+            live=live,
+            places=places,
+            exits=exits,
+            stopping=stopping,
+            removal=removal,
+            helper=helper,
+            observer=self._metrics,
+            locks=locks,
+        )
+        self._execs = Execs(settings, store, live, executor, operations, helper, self._metrics)
+        self._layers = WritableLayers(rootfs, self._images.usage().mountpoint)
+        self._collector = Collector(store, hierarchy, operations, helper, self._layers.usage)
+        self._collector.on_sample = self._metrics.sampled
+        self._image_cases = Images(self._images, operations, self._metrics)
+        self._image_cases.on_added = self._image_added
+        self._image_cases.on_removed = self._image_removed
+        self._node = Node(settings, self._network, operations, crishim.__version__)
+        self._recovery = Recovery(
+            settings=settings,
+            store=store,
+            durable=self._durable,
+            executor=executor,
+            network=self._network,
+            rootfs=rootfs,
+            operations=operations,
+            live=live,
+            places=places,
+            exits=exits,
+            removal=removal,
+            helper=helper,
+        )
+
+
+class _Unpacker:
+    """Layers are unpacked by a confined child of the zygote."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    async def unpack(self, request: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        """The reply of the role."""
+        return await self._executor.run_role("unpack", request, fds, _UNPACK_S)
+
+
+def _settings(config: Config, executor: Executor) -> Settings:
+    if config.cgroups.driver == "systemd":
+        raise Unsupported('cgroups.driver: "systemd" is not supported by this version; use "cgroupfs"')
+    node = executor.node
+    return Settings(
+        node=NodeAbilities(
+            kernel=node.kernel,
+            machine=node.machine,
+            capabilities=node.capabilities,
+            apparmor=os.path.exists("/sys/kernel/security/apparmor/profiles"),
+        ),
+        state_dir=str(config.server.state),
+        cgroup_root=cgroup_root(config),
+        netns_prefix="crishim" if config.instance == "default" else f"crishim-{config.instance}",
+        cgroup_driver=CgroupDriver.CGROUPFS,
+        network_mode=config.network.mode,
+        make_missing_sources=config.containers.missing_host_path == "create",
+        rlimits=config.limits.rlimits,
+        exec_output_bytes=config.limits.exec_output_bytes,
+        seccomp_profile_dir=str(config.containers.seccomp_profile_dir),
+        sandbox_grace_s=config.stop.sandbox_grace_s,
+        kill_wait_s=config.stop.kill_wait_s,
+    )
+
+
+def _network(config: Config) -> Network:
+    root = config.server.root
+    if config.network.mode == "bridge":
+        subnets = [str(subnet) for subnet in config.network.bridge.subnets]
+        return BridgeNetwork(config.instance, subnets, root / "network.db")
+    cni = config.network.cni
+    return CniNetwork(cni.conf_dir, cni.bin_dirs, root / "cni")
+
+
+def _image_store(config: Config, executor: Executor) -> ImageStore:
+    images = config.images
+    system, architecture, *variant = images.platform.split("/")
+    return ImageStore(
+        Path(config.server.root),
+        _Unpacker(executor),
+        RegistryConfig(
+            mirrors=images.mirrors,
+            insecure=frozenset(images.insecure),
+            ca_files={host: str(path) for host, path in images.ca_files.items()},
+        ),
+        platform=Platform(system, architecture, variant[0] if variant else ""),
+        limits=LayerLimits(max_bytes=images.max_layer_bytes, max_entries=images.max_layer_entries),
+    )

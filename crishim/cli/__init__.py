@@ -1,0 +1,1 @@
+"""The commands of `crishim`; each has --json, and each error is one sentence."""
