@@ -49,6 +49,7 @@ KUBERNETES = Module("k8s.io/kubernetes", "v1.37.2", staging="v0.37.2")
 CRI_TOOLS = Module("sigs.k8s.io/cri-tools", "v1.36.0")
 ETCD = Module("go.etcd.io/etcd/server/v3", "v3.7.3")
 CONTAINERD = Module("github.com/containerd/containerd/v2", "v2.4.2")
+HELM = Module("helm.sh/helm/v3", "v3.22.0")
 RUNC = Module("github.com/opencontainers/runc", "v1.5.2", cgo=True, tags="seccomp")
 
 
@@ -79,6 +80,7 @@ TOOLS = {
         Tool("containerd", CONTAINERD, "github.com/containerd/containerd/v2/cmd/containerd"),
         Tool("ctr", CONTAINERD, "github.com/containerd/containerd/v2/cmd/ctr"),
         Tool("containerd-shim-runc-v2", CONTAINERD, "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2"),
+        Tool("helm", HELM, "helm.sh/helm/v3/cmd/helm"),
         Tool("runc", RUNC, "github.com/opencontainers/runc"),
     )
 }
