@@ -19,6 +19,7 @@ _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _OPAQUE_XATTR = "trusted.overlay.opaque"
 _BLOCK = 4096
+_SMALL = 4096
 _SKIPPED_XATTR_ERRORS = frozenset({errno.ENOTSUP, errno.EPERM, errno.EINVAL})
 
 
@@ -131,10 +132,11 @@ class _Layer:
         self.applied.bytes += -(-entry.stored // _BLOCK) * _BLOCK
 
     def _write(self, descriptor: int, length: int) -> None:
+        if length <= _SMALL:  # most files: one copy is cheaper than the machinery for many pieces
+            _write_all(descriptor, self._stream.read(length))
+            return
         for piece in self._stream.pieces(length):
-            written = os.write(descriptor, piece)
-            while written < len(piece):
-                written += os.write(descriptor, piece[written:])
+            _write_all(descriptor, piece)
 
     def _write_sparse(self, descriptor: int, entry: tar.Entry) -> None:
         os.ftruncate(descriptor, entry.size)
@@ -240,6 +242,12 @@ class _Layer:
         else:
             os.unlink(name)
             self._known.discard(name)
+
+
+def _write_all(descriptor: int, content: bytes | memoryview) -> None:
+    written = os.write(descriptor, content)
+    while written < len(content):  # a disk that is nearly full takes a part
+        written += os.write(descriptor, content[written:])
 
 
 def _remove_tree(name: bytes) -> None:

@@ -100,8 +100,10 @@ class LayerStore:
         try:
             yield
         finally:
-            self._leases.subtract(chain_ids)
-            self._leases += Counter()  # drops what is zero
+            # never long: what the lock is held for is one commit
+            with self._lock:
+                self._leases.subtract(chain_ids)
+                self._leases += Counter()  # drops what is zero
 
     async def ensure(self, chain_id: str, diff_id: str, fetch: Callable[[], Awaitable[Path]]) -> None:
         """Have the layer unpacked; `fetch` brings the path of its blob. InvalidSpec for a wrong diff id.

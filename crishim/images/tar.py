@@ -7,6 +7,7 @@ refused with a sentence. No dataclasses and no logging: the child is forked from
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterator
 from typing import Protocol
@@ -106,6 +107,7 @@ def read_entries(source: BlockSource) -> Iterator[Entry]:
             pax, long_name, long_link = [], None, None
 
 
+@functools.lru_cache(maxsize=4096)  # modes, owners and times repeat from entry to entry
 def parse_number(field: bytes) -> int:
     """A numeric header field: octal text, or base-256 when the first bit is set (GNU). Blank is 0."""
     if field[0] & 0x80:
