@@ -108,10 +108,13 @@ class Node:
         return Reply(answer["status"], answer["body"])
 
     def run(self, *argv: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Runs a command in the node and returns its output."""
+        """Runs a command in the node and returns its output; a failure tells what the command said."""
         enter = ["nsenter", "-t", str(self.init_pid), "-m", "-n", "-p", "-u", "-i", "--wd=/", "--"]
         command = [*enter, *(str(word) for word in argv)]
-        return subprocess.run(command, check=check, capture_output=True, text=True, timeout=120)
+        ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+        if check and ended.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)} ended with {ended.returncode}: {ended.stderr or ended.stdout}")
+        return ended
 
     def cgroup_directories(self) -> list[Path]:
         """This node's directory in every hierarchy of the machine."""

@@ -24,7 +24,9 @@ def helm() -> Path:
 
 def render(helm: Path, *settings: str) -> list[dict[str, Any]]:
     flags = [word for setting in settings for word in ("--set", setting)]
-    command = [helm, "template", "node", CHART, "--namespace", "kube-system", *flags]
+    # helm would take itself for a very old cluster
+    where = ("--namespace", "kube-system", "--kube-version", "1.37.0")
+    command = [str(helm), "template", "node", str(CHART), *where, *flags]
     rendered = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return [document for document in yaml.safe_load_all(rendered) if document]
 
