@@ -15,7 +15,6 @@ from tests.e2e import tools
 from tests.e2e.node import Node, wait_until
 from tests.e2e.runtimes import IMAGE, Containerd, Crishim, chosen
 
-
 #: a PID namespace for each container, as a kubelet asks for
 OWN_PROCESSES = {"namespace_options": {"pid": 1}}
 
