@@ -37,12 +37,16 @@ class NetlinkSocket:
     """One netlink socket; it acts in the network namespace in which it was opened, whoever uses it later."""
 
     def __init__(self, sock: socket.socket) -> None:
-        """Owns `sock` from here on."""
+        """Owns `sock` from here on, also when this raises OSError because it is no netlink socket."""
         self._socket = sock
         self._sequence = 0
-        sock.settimeout(_DEADLINE_S)
-        sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
-        sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+        try:
+            sock.settimeout(_DEADLINE_S)
+            sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+            sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+        except OSError:
+            sock.close()
+            raise
 
     @classmethod
     def open(cls, protocol: int) -> NetlinkSocket:
@@ -54,10 +58,11 @@ class NetlinkSocket:
         """Over a duplicate of a descriptor that stays the caller's."""
         copy = os.dup(descriptor)
         try:
-            return cls(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol, fileno=copy))
+            sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol, fileno=copy)
         except OSError:
             os.close(copy)
             raise
+        return cls(sock)
 
     def __enter__(self) -> NetlinkSocket:
         return self
