@@ -10,7 +10,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, socket
+from _socket import (
+    AF_UNIX,
+    MSG_CMSG_CLOEXEC,
+    SCM_RIGHTS,
+    SOCK_CLOEXEC,
+    SOCK_NONBLOCK,
+    SOCK_SEQPACKET,
+    SOL_SOCKET,
+    socket,
+)
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -217,6 +226,20 @@ class ExecProcess:
         self._report = report
         self._steps: list[plan.Step] = []
 
+    async def console(self) -> int:
+        """The pty master of an exec with `terminal`; the caller owns it. StartFailed when it came to nothing."""
+        while True:
+            await _until_readable(self._report.fileno())
+            data, ancillary, _, _ = self._report.recvmsg(4096, 64, MSG_CMSG_CLOEXEC)
+            for level, kind, content in ancillary:
+                if level == SOL_SOCKET and kind == SCM_RIGHTS:
+                    return int.from_bytes(content[:4], "little")
+            if not data:
+                raise StartFailed("the process ended before it had a terminal")
+            if child.REPORT.unpack_from(data)[0] == child.FAILED:
+                _, index, code = child.REPORT.unpack_from(data)
+                raise StartFailed(plan.describe(self._steps[index], code, data[child.REPORT.size :]))
+
     async def wait(self) -> ExecExit:
         """How it ended. StartFailed when it never reached execve(2); Unavailable when the zygote died."""
         ended = await asyncio.shield(self._ended)
@@ -264,7 +287,7 @@ class Monitor:
         self._id = sandbox_id.encode()
         self._stopped = False
 
-    def attach(self, sock: socket) -> None:
+    def connect(self, sock: socket) -> None:
         """Serve this socket on the running loop."""
         self._connection = Connection(sock, self._event, self._gone)
 
@@ -312,6 +335,10 @@ class Monitor:
     async def reopen_log(self, container_id: str) -> None:
         """Close and open the container's log after a rotation; StartFailed says why not."""
         await self._request(wire.REOPEN_LOG, {"id": container_id.encode()})
+
+    async def attach(self, container_id: str) -> int:
+        """A socket with the container's output, and to its stdin (`attach.py` has the messages); the caller owns it."""
+        return (await self._request(wire.ATTACH, {"id": container_id.encode()})).fds[0]
 
     async def open_socket(self, family: int, kind: int, protocol: int) -> int:
         """A socket of the pod's network namespace; the caller owns it."""
@@ -470,7 +497,7 @@ class Executor:
                 monitor.pidfd = -1
                 text = "the monitor died" if message is None else message.body.get("message", "refused")
                 raise StartFailed(str(text))
-            monitor.attach(ours)
+            monitor.connect(ours)
             return monitor
         except BaseException:
             ours.close()
@@ -492,7 +519,7 @@ class Executor:
             sock.close()
             raise NotFound(f"sandbox {sandbox_id} has no monitor: {error.strerror}") from None
         monitor = Monitor(sandbox_id, directory, self.hierarchy)
-        monitor.attach(sock)
+        monitor.connect(sock)
         await monitor.refresh()
         with suppress(ProcessLookupError):
             monitor.pidfd = os.pidfd_open(monitor.pid)

@@ -12,6 +12,7 @@ from _socket import AF_UNIX, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SE
 from crishim.cgroups import effects
 from crishim.cgroups.planned import CgroupPlan
 from crishim.executor import child, plan, prepare
+from crishim.executor.attach import Client, set_size, write_some
 from crishim.executor.prepare import Opened, StepFailed
 from crishim.linux import process
 from crishim.logs.writer import LogWriter
@@ -37,6 +38,7 @@ class InitProcess:
 
     __slots__ = (
         "cgroup",
+        "clients",
         "exit",
         "id",
         "log",
@@ -47,6 +49,8 @@ class InitProcess:
         "pidfd",
         "started_at_ns",
         "stdin",
+        "stdin_once",
+        "stdin_pending",
         "terminal",
     )
 
@@ -62,7 +66,11 @@ class InitProcess:
         #: descriptor to read -> stream number of the log (1 stdout, 2 stderr)
         self.outputs: dict[int, int] = {}
         self.stdin = -1
+        self.stdin_once = False
+        #: what a client sent and the container has not taken yet
+        self.stdin_pending = b""
         self.terminal = False
+        self.clients: list[Client] = []
         self.log: LogWriter | None = None
         #: the exit record, None while it runs
         self.exit: dict[str, object] | None = None
@@ -80,7 +88,6 @@ class InitProcess:
 
     def _pump(self, loop: Loop, fd: int, stream: int, turns: int) -> bool:
         """Read up to `turns` times; whether the stream ended."""
-        assert self.log is not None
         while turns:
             try:
                 data = os.read(fd, _READ_BYTES)
@@ -91,7 +98,10 @@ class InitProcess:
             if not data:
                 self._end(loop, fd, stream)
                 return True
-            self.log.feed(stream, data)
+            if self.log is not None:
+                self.log.feed(stream, data)
+            for client in list(self.clients):
+                client.send(stream, data)
             if len(data) == _DEFAULT_PIPE_BYTES and not self.terminal:
                 _enlarge(fd)
             turns -= 1
@@ -101,8 +111,8 @@ class InitProcess:
         loop.forget(fd)
         os.close(fd)
         del self.outputs[fd]
-        assert self.log is not None
-        self.log.end(stream)
+        if self.log is not None:
+            self.log.end(stream)
 
     def drain(self, loop: Loop) -> None:
         """Read what is still in the pipes of an ended process, then let go of them.
@@ -112,11 +122,55 @@ class InitProcess:
         for fd, stream in list(self.outputs.items()):
             if not self._pump(loop, fd, stream, 64):
                 self._end(loop, fd, stream)
-        if self.stdin >= 0:
-            os.close(self.stdin)
-            self.stdin = -1
+        self._close_stdin(loop)
+        for client in list(self.clients):
+            client.end()
         if self.log is not None:
             self.log.close()
+
+    def attach(self, loop: Loop) -> int:
+        """The other end of a new client; the caller owns it. StepFailed when the container has ended."""
+        if self.exit is not None:
+            raise StepFailed("the container has ended")
+        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+        self.clients.append(Client(loop, self, ours))
+        return theirs.detach()
+
+    def feed_stdin(self, loop: Loop, data: bytes) -> None:
+        """Write to the container's stdin; what does not fit waits, and the clients with it."""
+        if self.stdin < 0:
+            return
+        os.set_blocking(self.stdin, False)
+        rest = data[write_some(self.stdin, data) :]
+        if rest:
+            self.stdin_pending = rest
+            loop.watch_writable(self.stdin, lambda: self._flush_stdin(loop))
+            for client in self.clients:
+                loop.pause(client.fd, True)
+
+    def _flush_stdin(self, loop: Loop) -> None:
+        self.stdin_pending = self.stdin_pending[write_some(self.stdin, self.stdin_pending) :]
+        if not self.stdin_pending:
+            loop.forget(self.stdin)
+            for client in self.clients:
+                loop.pause(client.fd, False)
+
+    def client_stdin_ended(self, loop: Loop) -> None:
+        """A client closed its side; with CRI's stdin_once that is the end of the container's stdin."""
+        if self.stdin_once and not self.terminal:
+            self._close_stdin(loop)
+
+    def _close_stdin(self, loop: Loop) -> None:
+        if self.stdin >= 0:
+            loop.forget(self.stdin)
+            os.close(self.stdin)
+            self.stdin = -1
+        self.stdin_pending = b""
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Window size of the container's terminal."""
+        if self.terminal and self.stdin >= 0:
+            set_size(self.stdin, rows, columns)
 
     def reopen_log(self) -> None:
         """ReopenContainerLog: the log was renamed. StepFailed when the process has none; OSError keeps the old file."""
@@ -134,8 +188,9 @@ class InitProcess:
             loop.forget(fd)
             os.close(fd)
         self.outputs = {}
-        if self.stdin >= 0:
-            os.close(self.stdin)
+        for client in list(self.clients):
+            client.close()
+        self._close_stdin(loop)
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
@@ -231,8 +286,9 @@ def _open_stdio(init: InitProcess, message: Message, opened: Opened, ours: list[
     for index, (name, fd) in enumerate(zip(container["descriptors"], given)):  # type: ignore[call-overload]
         roles[b"extra:%d" % index if name == b"extra" else name] = fd
     log = container["log"]
-    if b"stdout" in container["descriptors"] or not (log or container["stdin"]):  # type: ignore[operator]
+    if b"stdout" in container["descriptors"] or not (log or container["stdin"] or init.terminal):  # type: ignore[operator]
         return
+    init.stdin_once = bool(container["stdin_once"])
     if log:
         assert isinstance(log, list)
         init.log = LogWriter(log[0], log[1])
@@ -241,13 +297,13 @@ def _open_stdio(init: InitProcess, message: Message, opened: Opened, ours: list[
         except OSError as error:
             path = (log[0] + b"/" + log[1]).decode("utf-8", "replace")
             raise StepFailed(f'opening the log "{path}": {os.strerror(error.errno or 0).lower()}') from None
-        if not init.terminal:
-            for stream, name in ((1, b"stdout"), (2, b"stderr")):
-                ours_end, theirs = os.pipe2(os.O_CLOEXEC)
-                os.set_blocking(ours_end, False)
-                roles[name] = theirs
-                init.outputs[ours_end] = stream
-                ours.append(ours_end)
+    if not init.terminal:
+        for stream, name in ((1, b"stdout"), (2, b"stderr")):
+            ours_end, theirs = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(ours_end, False)
+            roles[name] = theirs
+            init.outputs[ours_end] = stream
+            ours.append(ours_end)
     if container["stdin"] and not init.terminal:
         roles[b"stdin"], init.stdin = os.pipe2(os.O_CLOEXEC)
 
@@ -331,9 +387,6 @@ def _take_console(init: InitProcess, master: int, roles: dict[bytes, int]) -> No
         os.close(master)
         return
     os.set_blocking(master, False)
-    if init.log is None:
-        init.stdin = master
-        return
     init.outputs[master] = 1
     init.stdin = os.dup(master)
 

@@ -30,6 +30,19 @@ class Loop:
         self._callbacks[fd] = callback
         self._epoll.register(fd, select.EPOLLIN)
 
+    def watch_writable(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever `fd`, which is only written to, takes data."""
+        self._callbacks[fd] = callback
+        self._epoll.register(fd, select.EPOLLOUT)
+
+    def want_write(self, fd: int, wanted: bool) -> None:
+        """Also call the callback of a watched `fd` when it takes data."""
+        self._epoll.modify(fd, select.EPOLLIN | select.EPOLLOUT if wanted else select.EPOLLIN)
+
+    def pause(self, fd: int, paused: bool) -> None:
+        """Leave a watched `fd` alone until it is resumed; its peer then waits."""
+        self._epoll.modify(fd, 0 if paused else select.EPOLLIN)
+
     def forget(self, fd: int) -> None:
         """Stop watching `fd`; to be called before it is closed."""
         if self._callbacks.pop(fd, None) is not None:

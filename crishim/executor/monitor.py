@@ -147,7 +147,7 @@ class Monitor:
         except OSError:
             self._drop(connection)
         finally:
-            if message.kind in (wire.OPEN_SOCKET, wire.OPEN_NETNS):
+            if message.kind in (wire.OPEN_SOCKET, wire.OPEN_NETNS, wire.ATTACH):
                 for fd in fds:
                     os.close(fd)
 
@@ -169,6 +169,8 @@ class Monitor:
         container = self.containers.get(body["id"])  # type: ignore[call-overload]
         if container is None:
             raise StepFailed(f"the monitor has no container {_text(body['id'])}")
+        if kind == wire.ATTACH:
+            return {}, [container.attach(self.loop)]
         if kind == wire.REOPEN_LOG:
             container.reopen_log()
         elif kind == wire.FORGET:

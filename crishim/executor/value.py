@@ -122,7 +122,8 @@ def process_value(process: ProcessSpec) -> dict[str, object]:
         ],
         "io_priority": io and _IO_CLASSES[io.kind] << 13 | io.priority if io else None,
         "affinity": _affinity(process.cpu_affinity),
-        "oom_score_adj": process.oom_score_adj,
+        # never ours: the zygote's is as low as it may be, and a child would inherit it
+        "oom_score_adj": process.oom_score_adj or 0,
         "seccomp": process.seccomp,
     }
 
