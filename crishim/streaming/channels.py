@@ -13,6 +13,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from crishim.model.session import Ending, Exited, Failed
+
 CLOSE_SIGNAL = 255
 
 SPDY_EXEC_PROTOCOLS = ("v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io")
@@ -48,23 +50,6 @@ def choose(offered: Sequence[str], known: Sequence[str]) -> str | None:
 
 
 # -- how a session ended
-
-
-@dataclass(frozen=True, slots=True)
-class Exited:
-    """The process ended: 0..255, or 128 + signal."""
-
-    code: int
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The session came to nothing or was cut; the sentence is for the user."""
-
-    message: str
-
-
-Ending = Exited | Failed
 
 
 def status_message(ending: Ending, protocol: str) -> bytes:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from websockets.frames import CloseCode
 
+from crishim.model.session import Ending
 from crishim.streaming import spdy, websocket
 from crishim.streaming.channels import (
     STREAM_TYPES,
@@ -19,7 +20,6 @@ from crishim.streaming.channels import (
     ChannelClosed,
     ChannelCodec,
     ChannelData,
-    Ending,
     Resized,
     ResizeDecoder,
     status_message,

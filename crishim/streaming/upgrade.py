@@ -1,7 +1,8 @@
 """From the head of an HTTP request to the protocol that is spoken after it, without a socket.
 
-Paths are /exec/TOKEN, /attach/TOKEN and /portforward/TOKEN. A client asks to upgrade to SPDY/3.1, naming its protocols in
-X-Stream-Protocol-Version, or to WebSocket, naming them in Sec-WebSocket-Protocol; the first that we know is taken.
+Paths are /exec/TOKEN, /attach/TOKEN and /portforward/TOKEN. A client asks for an upgrade to SPDY/3.1, naming its
+protocols in X-Stream-Protocol-Version, or to WebSocket, naming them in Sec-WebSocket-Protocol; the first that we know
+is taken.
 """
 
 from __future__ import annotations
@@ -155,15 +156,11 @@ class Handshake:
             return self._answer(Refusal(error.error_status_hint, "the request is not HTTP/1.1"))
 
     def _answer(self, decision: Upgrade | Refusal) -> bytes:
-        if isinstance(decision, Upgrade):
-            if self._http.their_state is not h11.MIGHT_SWITCH_PROTOCOL:
-                decision = Refusal(400, "the request does not ask for an upgrade of the connection")
-            else:
-                self.decision = decision
-                head = self._http.send(h11.InformationalResponse(status_code=101, headers=list(decision.headers)))
-                self.rest = self._http.trailing_data[0]
-                return head or b""
         self.decision = decision
+        if isinstance(decision, Upgrade):
+            switch = self._http.send(h11.InformationalResponse(status_code=101, headers=list(decision.headers)))
+            self.rest = self._http.trailing_data[0]
+            return switch or b""
         body = decision.text.encode() + b"\n"
         headers = [
             ("Content-Type", "text/plain; charset=utf-8"),
