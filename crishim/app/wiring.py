@@ -132,6 +132,8 @@ class Server:
         await self._executor.close()
         if idle:
             await self._helper.run(effects.remove, self._executor.hierarchy, self._settings.cgroup_root, tries=4)
+        if isinstance(self._network, BridgeNetwork) and not self._store.list_sandboxes():
+            await self._network.teardown()  # nobody uses it, and the next start makes it anew
         await self._network.close()
         self._images.close()
         await self._durable.close()
