@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.bench import seccomp as profiles
 from tests.bench.measure import Sample, children_cpu_s, repeat
-from tests.bench.seccomp import allowed_syscalls
 from tests.e2e import tools
 
 #: what `runc spec` hides and write-protects
@@ -89,12 +89,8 @@ class Peer:
         spec["linux"] |= {"maskedPaths": list(MASKED_PATHS), "readonlyPaths": list(READONLY_PATHS)}
         spec["linux"].pop("seccomp", None)
         if self._seccomp:
-            rules = [{"names": allowed_syscalls(), "action": "SCMP_ACT_ALLOW"}]
-            spec["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules} | _ARCHITECTURES
+            spec["linux"]["seccomp"] = profiles.profile()
         config.write_text(json.dumps(spec))
 
     def _call_in_bundle(self, word: str) -> None:
         subprocess.run([self._program, word], check=True, cwd=self._bundle, stdout=subprocess.DEVNULL)
-
-
-_ARCHITECTURES = {"architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]}
