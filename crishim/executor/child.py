@@ -20,10 +20,11 @@ from _signal import SIG_DFL, SIG_SETMASK, pthread_sigmask, signal
 from _socket import SCM_RIGHTS, SOL_SOCKET, socket
 
 from crishim.linux import fs, mount, process
+from crishim.linux.syscall import get_errno, raw
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from crishim.executor.plan import Step
+    from crishim.executor.lower import Instruction
 
 REPORT = struct.Struct("=HHI")
 #: message kinds on the report socket
@@ -39,22 +40,23 @@ _DEVPTS_MAJOR = 136
 
 
 # State of the one plan that this child runs.
-_report: socket
-_keep_fd = -1
+_report = -1
 _shm: dict[int, int] = {}
 _detail = b""
 
 
-def run(steps: list[Step], report: socket) -> None:
-    """Run the plan; never returns."""
-    global _report, _detail
+def run(program: list[Instruction], report: int) -> None:
+    """Run the instructions of a plan; never returns."""
+    global _report
     _report = report
     index = 0
+    functions = globals()
     try:
-        for step in steps:
-            _detail = b""
-            globals()[step[0]](*step[1:])  # type: ignore[index]
-            index += 1
+        for index, name, args, tolerated in program:
+            if name is not None:
+                functions[name](*args)
+            elif raw(*args) == -1 and get_errno() != tolerated:
+                _fail(index, get_errno(), b"")
     except OSError as error:
         _fail(index, error.errno or 0, _detail)
     except BaseException as error:
@@ -64,34 +66,12 @@ def run(steps: list[Step], report: socket) -> None:
 
 def _fail(index: int, code: int, detail: bytes) -> None:
     try:
-        _report.send(REPORT.pack(FAILED, index, code) + detail)
+        os.write(_report, REPORT.pack(FAILED, index, code) + detail)
     finally:
         os._exit(127)
 
 
 # -- before the root is entered ----------------------------------------------------------------------------------------
-
-
-def set_dumpable(value: int) -> None:
-    """Nobody in the namespaces we are about to join may read our memory or descriptors (CVE-2016-9962)."""
-    process.prctl(process.PR_SET_DUMPABLE, value)
-
-
-def join_cgroup(procs: int) -> None:
-    """Enter the cgroup of an open cgroup.procs file; "0" is the writer."""
-    os.write(procs, b"0")
-
-
-def join_cgroup_file(path: bytes) -> None:
-    """Enter the cgroup whose cgroup.procs file is `path`."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    os.write(fd, b"0")
-    os.close(fd)
-
-
-def new_session() -> None:
-    """A session of its own, so that a terminal can be taken and signals of ours do not arrive."""
-    os.setsid()
 
 
 def set_oom_score_adj(proc: int, value: bytes) -> None:
@@ -105,6 +85,16 @@ def set_oom_score_adj(proc: int, value: bytes) -> None:
         os.close(fd)
 
 
+def raise_hard_limit(kind: int, hard: int) -> None:
+    """Raise a hard limit, which the user and namespaces to come may not do; one that cannot be raised stays."""
+    soft, present = resource.getrlimit(kind)
+    if present != -1 and (hard == -1 or hard > present):
+        try:
+            resource.setrlimit(kind, (soft, hard))
+        except (PermissionError, ValueError):
+            pass
+
+
 def set_rlimit(kind: int, soft: int, hard: int) -> None:
     """setrlimit(2). A hard limit that only CAP_SYS_RESOURCE could raise is clamped to the present one."""
     try:
@@ -116,8 +106,8 @@ def set_rlimit(kind: int, soft: int, hard: int) -> None:
 
 
 def set_affinity(cpus: tuple[int, ...]) -> None:
-    """The CPUs given, or all: the mask of our own service must not be inherited. The kernel clips to the cpuset."""
-    os.sched_setaffinity(0, cpus or range(os.sysconf("SC_NPROCESSORS_CONF")))
+    """The CPUs given; the kernel clips them to the cpuset."""
+    os.sched_setaffinity(0, cpus)
 
 
 def set_scheduler(policy: int, flags: int, nice: int, priority: int, runtime: int, deadline: int, period: int) -> None:
@@ -130,33 +120,23 @@ def set_io_priority(value: int) -> None:
     process.ioprio_set(value)
 
 
-def join_namespace(fd: int, kinds: int) -> None:
-    """setns(2): an open namespace file (kinds 0), or several namespaces of a pidfd's process at once."""
-    process.setns(fd, kinds)
-
-
-def unshare(kinds: int) -> None:
-    """unshare(2)."""
-    process.unshare(kinds)
-
-
 def take_shm(index: int) -> None:
     """A copy of the pod's /dev/shm, which the seed namespace holds at /shm, before the pivot drops that namespace."""
     _shm[index] = mount.open_tree(fs.AT_FDCWD, b"/shm", mount.OPEN_TREE_CLONE)
 
 
 def enter_root(root: int) -> None:
-    """Make the detached root mount our "/", and let go of the seed's.
+    """Mount the detached root over the seed's "/", and make it our root.
 
-    From here on no path can name anything of the host.
+    No pivot_root(2): what lies below is the seed's empty read-only tmpfs, so there is nothing of the host to hide, and
+    the pivot and its unmount would cost a millisecond of waiting for RCU. Who joins this mount namespace later, or
+    leaves a chroot, arrives on top, here.
     """
-    target = os.open("/root", _ROOT_FLAGS | os.O_CLOEXEC)
-    mount.move_mount(root, target)
-    os.close(target)
-    os.chdir("/root")
-    mount.pivot_root(b".", b".")
-    mount.umount2(b".", mount.MNT_DETACH)
-    os.chdir("/")
+    place = os.open("/", _ROOT_FLAGS | os.O_CLOEXEC)
+    mount.move_mount(root, place)
+    os.close(place)
+    os.fchdir(root)
+    os.chroot(".")
 
 
 # -- mounts ------------------------------------------------------------------------------------------------------------
@@ -237,9 +217,11 @@ def mount_cgroups(target: bytes, set_: int, trees: tuple[tuple[bytes, int], ...]
 def make_devices(nodes: tuple[tuple[bytes, bytes, int, int, int, int, int], ...]) -> None:
     """Device nodes and links on the fresh tmpfs of /dev: (path, kind, major, minor, mode, uid, gid)."""
     os.umask(0)
+    dev = _directory(b"/dev")
     for path, kind, major, minor, mode, uid, gid in nodes:
-        parent = _directory(os.path.dirname(path))
-        name = os.path.basename(path)
+        parent, name = dev, path[5:]
+        if b"/" in name or not path.startswith(b"/dev/"):
+            parent, name = _directory(os.path.dirname(path)), os.path.basename(path)
         bits = stat.S_IFBLK if kind == b"b" else stat.S_IFCHR
         try:
             os.mknod(name, bits | mode, os.makedev(major, minor), dir_fd=parent)
@@ -249,9 +231,9 @@ def make_devices(nodes: tuple[tuple[bytes, bytes, int, int, int, int, int], ...]
                 raise
         if uid or gid:
             os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
-        os.close(parent)
+        if parent != dev:
+            os.close(parent)
     os.umask(0o022)
-    dev = _directory(b"/dev")
     for link, target in (
         (b"fd", b"/proc/self/fd"),
         (b"stdin", b"/proc/self/fd/0"),
@@ -393,7 +375,9 @@ def open_console(bind: bool, width: int, height: int) -> None:
         os.close(root)
         _clone_onto(peer, console)
         os.close(console)
-    _report.sendmsg([REPORT.pack(CONSOLE, 0, 0)], [(SOL_SOCKET, SCM_RIGHTS, array.array("i", [master]))])
+    sender = socket(fileno=_report)
+    sender.sendmsg([REPORT.pack(CONSOLE, 0, 0)], [(SOL_SOCKET, SCM_RIGHTS, array.array("i", [master]))])
+    sender.detach()
     os.close(master)
     for number in range(3):
         os.dup2(peer, number)
@@ -403,11 +387,6 @@ def open_console(bind: bool, width: int, height: int) -> None:
 
 
 # -- the end, the same for init and exec -------------------------------------------------------------------------------
-
-
-def set_umask(mask: int) -> None:
-    """umask(2)."""
-    os.umask(mask)
 
 
 def set_stdio(fds: tuple[int, int, int], terminal: bool) -> None:
@@ -458,11 +437,6 @@ def write_exec_attribute(proc: int, module: bytes, value: bytes) -> None:
     raise OSError(errno.ENOENT, "no such attribute")
 
 
-def set_no_new_privileges() -> None:
-    """prctl(2), PR_SET_NO_NEW_PRIVS."""
-    process.prctl(process.PR_SET_NO_NEW_PRIVS, 1)
-
-
 def keep_descriptors(extra: tuple[int, ...]) -> None:
     """Extra files become 3, 4, ...; everything else is closed for good, the report socket waits for execve(2).
 
@@ -470,22 +444,19 @@ def keep_descriptors(extra: tuple[int, ...]) -> None:
     """
     global _report
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100 + len(extra)) for fd in extra]
-    report = fcntl.fcntl(_report.fileno(), fcntl.F_DUPFD_CLOEXEC, 100 + len(extra))
+    report = fcntl.fcntl(_report, fcntl.F_DUPFD_CLOEXEC, 100 + len(extra))
     for number, fd in enumerate(high, 3):
         os.dup2(fd, number)
     place = 3 + len(extra)
     os.dup2(report, place, inheritable=False)
-    _report.detach()
-    _report = socket(fileno=place)
+    _report = place
     process.close_range(place + 1)
 
 
-def enter_cwd_as_root(path: bytes) -> None:
-    """First try, with root's rights: a directory that only root may enter. The second comes as the user."""
-    try:
-        os.chdir(path)
-    except PermissionError:
-        pass
+def report_on(fd: int) -> None:
+    """The report socket was moved to `fd` by a bare call."""
+    global _report
+    _report = fd
 
 
 def enter_cwd(path: bytes) -> None:
@@ -504,22 +475,6 @@ def load_seccomp(program: bytes) -> None:
     process.load_seccomp(program)
 
 
-def drop_bounding(keep: int) -> None:
-    """Take out of the bounding set what is not in `keep` (bit mask)."""
-    present = process.bounding_set()
-    for capability in range(present.bit_length()):
-        if present >> capability & 1 and not keep >> capability & 1:
-            process.prctl(process.PR_CAPBSET_DROP, capability)
-
-
-def set_user(uid: int, gid: int, groups: tuple[int, ...], keep: bool) -> None:
-    """Groups, gid, uid; with `keep` the permitted capabilities stay for set_capabilities."""
-    process.prctl(process.PR_SET_KEEPCAPS, int(keep))
-    os.setgroups(groups)
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
-
-
 def set_capabilities(bounding: int, effective: int, permitted: int, inheritable: int, ambient: int) -> None:
     """capset(2) to what is wanted and possible, then the ambient set one by one."""
     process.prctl(process.PR_SET_KEEPCAPS, 0)
@@ -534,14 +489,9 @@ def set_capabilities(bounding: int, effective: int, permitted: int, inheritable:
                 pass  # not in permitted and inheritable: as runc, no reason to refuse the process
 
 
-def die_with_parent() -> None:
-    """A convenience for a monitor or zygote that dies; the server kills by cgroup anyway."""
-    process.prctl(process.PR_SET_PDEATHSIG, 9)
-
-
 def announce() -> None:
     """Set-up is done: an end of file after this is execve(2), before it the death of the child."""
-    _report.send(REPORT.pack(READY, 0, 0))
+    os.write(_report, REPORT.pack(READY, 0, 0))
 
 
 def execute(args: tuple[bytes, ...], environment: dict[bytes, bytes]) -> None:

@@ -224,7 +224,9 @@ class ExecProcess:
         self.started_at_ns = started_at_ns
         self._ended = ended
         self._report = report
-        self._steps: list[plan.Step] = []
+        #: what the plan was made from, to tell which of its steps failed
+        self.body: dict[str, object] = {}
+        self.namespaces = 0
 
     async def console(self) -> int:
         """The pty master of an exec with `terminal`; the caller owns it. StartFailed when it came to nothing."""
@@ -237,8 +239,7 @@ class ExecProcess:
             if not data:
                 raise StartFailed("the process ended before it had a terminal")
             if child.REPORT.unpack_from(data)[0] == child.FAILED:
-                _, index, code = child.REPORT.unpack_from(data)
-                raise StartFailed(plan.describe(self._steps[index], code, data[child.REPORT.size :]))
+                raise StartFailed(self._describe(data))
 
     async def wait(self) -> ExecExit:
         """How it ended. StartFailed when it never reached execve(2); Unavailable when the zygote died."""
@@ -251,10 +252,17 @@ class ExecProcess:
     def _failure(self) -> str | None:
         with suppress(BlockingIOError):
             while data := self._report.recv(4096):
-                kind, index, code = child.REPORT.unpack_from(data)
-                if kind == child.FAILED:
-                    return plan.describe(self._steps[index], code, data[child.REPORT.size :])
+                if child.REPORT.unpack_from(data)[0] == child.FAILED:
+                    return self._describe(data)
         return None
+
+    def _describe(self, report: bytes) -> str:
+        _, index, code = child.REPORT.unpack_from(report)
+        procs = self.body["cgroup_procs"]
+        opened = {b"procs:%d" % number: 0 for number in range(len(procs))}  # type: ignore[arg-type]
+        opened.update({b"target": 0, b"stdin": 0, b"stdout": 0, b"stderr": 0, b"proc": 0})
+        steps = plan.exec_steps(self.body, opened, self.namespaces)
+        return plan.describe(steps[index], code, report[child.REPORT.size :])
 
     def send_signal(self, number: int) -> None:
         """Signal this process; one that is gone is fine."""
@@ -567,8 +575,7 @@ class Executor:
                 ended,
                 report,
             )
-            opened = {b"target": 0, b"stdin": 0, b"stdout": 0, b"stderr": 0, b"proc": 0}
-            started._steps = plan.exec_steps(body, opened, flags)
+            started.body, started.namespaces = body, flags
             return started
         except BaseException:
             report.close()

@@ -6,14 +6,16 @@ the exec's leaf cgroup; the answer takes the pidfd of the new process back.
 
 from __future__ import annotations
 
+import fcntl
 import os
-from _socket import socket
 
 from crishim.executor import child, plan
+from crishim.executor.lower import lower
 from crishim.linux import process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from crishim.executor.lower import Privileges
     from crishim.executor.wire import Message
 
 
@@ -30,7 +32,7 @@ class Exec:
         self.cgroup = cgroup
 
 
-def start(message: Message, own_pid_namespace: int, proc: int) -> Exec:
+def start(message: Message, own_pid_namespace: int, proc: int, privileges: Privileges) -> Exec:
     """Clone the exec of a message; OSError when the container's init is gone (ESRCH) or a clone is refused.
 
     The child reports to the server itself. A zygote that cannot point its children back to its own PID namespace ends.
@@ -41,15 +43,20 @@ def start(message: Message, own_pid_namespace: int, proc: int) -> Exec:
         for index in value["fds"]  # type: ignore[attr-defined]
     )
     opened = {b"target": target, b"stdin": stdin, b"stdout": stdout, b"stderr": stderr, b"proc": proc}
-    steps = plan.exec_steps(value, opened, value["namespaces"])  # type: ignore[arg-type]
+    procs = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in value["cgroup_procs"]]  # type: ignore[attr-defined]
+    opened.update((b"procs:%d" % index, fd) for index, fd in enumerate(procs))
+    high = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, 10)
+    program = lower(plan.exec_steps(value, opened, value["namespaces"]), privileges, high)  # type: ignore[arg-type]
     joins_pid = bool(value["join_pid"])
     if joins_pid:
         process.setns(target, process.CLONE_NEWPID)
     try:
         pid, pidfd = process.clone3(0, cgroup)
         if pid == 0:
-            child.run(steps, socket(fileno=report))
+            child.run(program, high)
     finally:
+        for fd in (high, *procs):
+            os.close(fd)
         if joins_pid:
             try:
                 process.setns(own_pid_namespace, process.CLONE_NEWPID)

@@ -13,6 +13,7 @@ from crishim.cgroups import effects
 from crishim.cgroups.planned import CgroupPlan
 from crishim.executor import child, plan, prepare
 from crishim.executor.attach import Client, set_size, write_some
+from crishim.executor.lower import lower
 from crishim.executor.prepare import Opened, StepFailed
 from crishim.linux import process
 from crishim.logs.writer import LogWriter
@@ -316,6 +317,8 @@ def _clone(
     opened: Opened,
     reports: socket,
 ) -> None:
+    report = fcntl.fcntl(reports.fileno(), fcntl.F_DUPFD_CLOEXEC, 10)
+    program = lower(steps, monitor.privileges, report)
     cgroup = effects.open_dir(monitor.hierarchy, init.cgroup)
     target = container["pid_namespace"]  # an open pidfd of ours, by pid; None is a new or the host's
     host_pid = -1
@@ -328,8 +331,9 @@ def _clone(
         except OSError as error:
             raise StepFailed(f"clone3: {os.strerror(error.errno or 0).lower()}") from None
         if init.pid == 0:
-            child.run(steps, reports)
+            child.run(program, report)
     finally:
+        os.close(report)
         if cgroup >= 0:
             os.close(cgroup)
         if host_pid >= 0:

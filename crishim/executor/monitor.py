@@ -17,6 +17,7 @@ from crishim.cgroups.hierarchy import Hierarchy
 from crishim.executor import podinit, records, wire
 from crishim.executor.init import InitProcess, start
 from crishim.executor.loop import Loop
+from crishim.executor.lower import Privileges
 from crishim.executor.prepare import StepFailed
 from crishim.executor.seed import Seed, make_pod_seed
 from crishim.linux import mount, net, process
@@ -33,11 +34,14 @@ _MAX_CONNECTIONS = 4
 class Monitor:
     """One pod. Descriptors it owns: the sandbox directory, its sockets, the seed, what its containers hold."""
 
-    def __init__(self, sandbox_id: bytes, directory: int, hierarchy: Hierarchy, seed: Seed) -> None:
+    def __init__(
+        self, sandbox_id: bytes, directory: int, hierarchy: Hierarchy, seed: Seed, privileges: Privileges
+    ) -> None:
         self.sandbox_id = sandbox_id
         self.directory = directory
         self.hierarchy = hierarchy
         self.seed = seed
+        self.privileges = privileges
         self.loop = Loop(self._rest)
         #: by container id, running and exited, until the server forgets them
         self.containers: dict[bytes, InitProcess] = {}

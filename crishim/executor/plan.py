@@ -179,7 +179,7 @@ def exec_steps(process: dict[str, object], opened: dict[bytes, int], namespaces:
     opened: b"target" the pidfd of the init process; namespaces: clone flags of what differs from ours.
     """
     steps: list[Step] = [("set_dumpable", 0)]
-    steps += [("join_cgroup_file", path) for path in process["cgroup_procs"]]  # type: ignore[attr-defined]
+    steps += [("join_cgroup", fd) for role, fd in opened.items() if role.startswith(b"procs:")]
     steps.append(("new_session",))
     steps += _early(process, opened)
     if namespaces:
@@ -194,9 +194,10 @@ def _early(process: dict[str, object], opened: dict[bytes, int]) -> list[Step]:
     steps: list[Step] = []
     if process["oom_score_adj"] is not None:
         steps.append(("set_oom_score_adj", opened[b"proc"], str(process["oom_score_adj"]).encode()))
-    for kind, soft, hard in process["rlimits"]:  # type: ignore[attr-defined]
-        steps.append(("set_rlimit", RLIMITS[kind], soft, hard))
-    steps.append(("set_affinity", tuple(process["affinity"])))  # type: ignore[arg-type]
+    # raised while we have the privilege, lowered when we need no more descriptors and memory ourselves
+    steps += [("raise_hard_limit", RLIMITS[kind], hard) for kind, _, hard in process["rlimits"]]  # type: ignore[attr-defined]
+    if process["affinity"]:  # otherwise all CPUs, as the zygote has them
+        steps.append(("set_affinity", tuple(process["affinity"])))  # type: ignore[arg-type]
     if process["scheduler"] is not None:
         steps.append(("set_scheduler", *process["scheduler"]))  # type: ignore[misc]
     if process["io_priority"] is not None:
@@ -261,7 +262,8 @@ def finish_steps(process: dict[str, object], opened: dict[bytes, int], *, init: 
     if nnp:
         steps.append(("set_no_new_privileges",))
     steps.append(("keep_descriptors", extra))
-    if process["cwd"]:
+    steps += [("set_rlimit", RLIMITS[kind], soft, hard) for kind, soft, hard in process["rlimits"]]  # type: ignore[attr-defined]
+    if process["cwd"] and process["cwd"] != b"/":
         steps.append(("enter_cwd_as_root", process["cwd"]))
     if seccomp and not nnp:
         steps.append(("load_seccomp", seccomp))  # loading without no_new_privs needs CAP_SYS_ADMIN
@@ -269,7 +271,7 @@ def finish_steps(process: dict[str, object], opened: dict[bytes, int], *, init: 
         assert isinstance(capabilities, list)
         steps.append(("drop_bounding", capabilities[0]))
     steps.append(("set_user", process["uid"], process["gid"], tuple(process["groups"]), capabilities is not None))  # type: ignore[arg-type]
-    if process["cwd"]:
+    if process["cwd"] and process["cwd"] != b"/":
         steps.append(("enter_cwd", process["cwd"]))
     if capabilities is not None:
         steps.append(("set_capabilities", *capabilities))
@@ -289,7 +291,6 @@ _SENTENCES = {
     "enter_root": "entering the root file system",
     "make_devices": "making the device nodes in /dev",
     "join_cgroup": "joining the cgroup",
-    "join_cgroup_file": "joining the cgroup",
     "join_namespace": "joining a namespace",
     "open_console": "opening the console",
     "set_capabilities": "setting the capabilities",

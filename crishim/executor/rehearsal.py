@@ -12,11 +12,13 @@ from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
 
 from crishim.executor import child, plan, prepare, wire
 from crishim.executor.loop import Loop
+from crishim.executor.lower import lower
 from crishim.linux import process
 from crishim.logs import format as log_format
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from crishim.executor.lower import Privileges
     from crishim.executor.seed import Seed
 
 #: enough for every inline cache to be specialised
@@ -43,7 +45,6 @@ _PROCESS: dict[str, object] = {
     "affinity": [],
     "oom_score_adj": None,
     "seccomp": None,
-    "cgroup_procs": [],
 }
 
 
@@ -84,15 +85,15 @@ _CONTAINER: dict[str, object] = {
 }
 
 
-def run(seed: Seed) -> None:
+def run(seed: Seed, privileges: Privileges) -> None:
     """Rehearse; what fails here fails for real later, with a sentence."""
     for _ in range(_ROUNDS):
-        _rehearse_messages(seed)
+        _rehearse_messages(seed, privileges)
     for flags in (process.CLONE_NEWNS | process.CLONE_NEWPID, process.CLONE_NEWNS):
-        _rehearse_child(seed, flags)
+        _rehearse_child(seed, privileges, flags)
 
 
-def _rehearse_messages(seed: Seed) -> None:
+def _rehearse_messages(seed: Seed, privileges: Privileges) -> None:
     """What a monitor does for a start and for output: receive, plan, open, answer, format, wait in the loop."""
     here, there = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     wire.send(there, wire.START_CONTAINER, 1, b"rehearsal", _CONTAINER, [seed.proc])
@@ -105,7 +106,7 @@ def _rehearse_messages(seed: Seed) -> None:
     for name in (b"stdin", b"stdout", b"stderr"):
         opened.by_role[name] = -1
     opened.by_role[b"proc"] = os.dup(seed.proc)
-    plan.init_steps(message.body, opened.by_role)
+    lower(plan.init_steps(message.body, opened.by_role), privileges, here.fileno())
     prepare.clone_flags(message.body)
     opened.close()
     message.close()
@@ -126,14 +127,15 @@ def _rehearse_messages(seed: Seed) -> None:
     there.close()
 
 
-def _rehearse_child(seed: Seed, flags: int) -> None:
+def _rehearse_child(seed: Seed, privileges: Privileges, flags: int) -> None:
     opened = {b"stdin": -1, b"stdout": -1, b"stderr": -1, b"proc": seed.proc}
     steps = plan.finish_steps(_PROCESS, opened, init=True)
     steps = [step for step in steps if step[0] != "set_stdio"]  # the seed has no /dev/null
     here, there = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+    program = lower(steps, privileges, there.fileno())
     pid, pidfd = seed.clone(flags)
     if pid == 0:
-        child.run(steps, there)
+        child.run(program, there.fileno())
     there.close()
     while here.recv(4096):
         pass

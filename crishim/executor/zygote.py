@@ -17,6 +17,7 @@ from crishim.cgroups import effects
 from crishim.cgroups.hierarchy import Hierarchy
 from crishim.executor import execs, rehearsal, wire
 from crishim.executor.loop import Loop
+from crishim.executor.lower import Privileges
 from crishim.executor.monitor import Monitor
 from crishim.executor.seed import Seed, make_seed
 from crishim.linux import process
@@ -34,10 +35,13 @@ if TYPE_CHECKING:
 class Zygote:
     """What one server's zygote holds: its socket, the seed, the roles, and the children it must reap."""
 
-    def __init__(self, control: socket, hierarchy: Hierarchy, seed: Seed, roles: dict[str, Role]) -> None:
+    def __init__(
+        self, control: socket, hierarchy: Hierarchy, seed: Seed, privileges: Privileges, roles: dict[str, Role]
+    ) -> None:
         self.control = control
         self.hierarchy = hierarchy
         self.seed = seed
+        self.privileges = privileges
         self.roles = roles
         self.loop = Loop(lambda: None)
         self.execs: dict[int, Exec] = {}
@@ -83,7 +87,7 @@ class Zygote:
 
     def _answer(self, message: Message) -> tuple[int, dict[str, object], list[int]]:
         if message.kind == wire.EXEC:
-            started = execs.start(message, self._own_pid_namespace, self.seed.proc)
+            started = execs.start(message, self._own_pid_namespace, self.seed.proc, self.privileges)
             self.execs[started.pidfd] = started
             self.loop.watch(started.pidfd, lambda: self._exec_exited(started))
             return wire.OK, {"pid": started.pid, "started_at_ns": time.time_ns()}, [started.pidfd]
@@ -139,7 +143,7 @@ class Zygote:
         os.setsid()
         connection, directory = socket(fileno=message.fds[0]), message.fds[1]
         message.fds = []
-        monitor = Monitor(message.sandbox_id, directory, self.hierarchy, self.seed)
+        monitor = Monitor(message.sandbox_id, directory, self.hierarchy, self.seed, self.privileges)
         try:
             monitor.set_up(message.body)
         except OSError as error:
@@ -159,6 +163,7 @@ class Zygote:
         fds = message.fds[1:]
         message.fds = []
         process.prctl(process.PR_SET_PDEATHSIG, 9)
+        _set_oom_score_adj(b"0")  # a role may work on hostile data: it must not be the last to go
         try:
             role = self.roles[message.body["role"]]  # type: ignore[index]
             result = role(message.body["request"], fds)  # type: ignore[arg-type]
@@ -182,12 +187,14 @@ def main(control_fd: int) -> None:
     hierarchy = Hierarchy.from_value(arguments["hierarchy"])  # type: ignore[arg-type]
     home = str(arguments["cgroup"])
     effects.enter(hierarchy, home)
-    _protect_from_oom()
+    _set_oom_score_adj(b"-999")  # monitors must outlive a pod that runs out of memory
     roles = {name: _load(place) for name, place in arguments["roles"].items()}  # type: ignore[attr-defined]
     seed = make_seed()
     process.prctl(process.PR_SET_CHILD_SUBREAPER, 1)
-    rehearsal.run(seed)
-    zygote = Zygote(control, hierarchy, seed, roles)
+    os.sched_setaffinity(0, range(os.sysconf("SC_NPROCESSORS_CONF")))  # containers must not inherit our service's mask
+    privileges = Privileges(process.bounding_set(), process.capget()[1])
+    rehearsal.run(seed, privileges)
+    zygote = Zygote(control, hierarchy, seed, privileges, roles)
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -202,12 +209,12 @@ def _load(place: str) -> Role:
     return role
 
 
-def _protect_from_oom() -> None:
-    """Monitors must outlive a pod that runs out of memory; without CAP_SYS_RESOURCE we stay as we are."""
+def _set_oom_score_adj(value: bytes) -> None:
+    """Without CAP_SYS_RESOURCE a value below the present one is refused, and we stay as we are."""
     try:
         fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.write(fd, b"-999")
+            os.write(fd, value)
         finally:
             os.close(fd)
     except PermissionError:

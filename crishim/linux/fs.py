@@ -7,7 +7,7 @@ import os
 import stat
 import struct
 
-from crishim.linux.syscall import Long, call_restarting, number
+from crishim.linux.syscall import call_restarting, number
 
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -28,7 +28,7 @@ def openat2(dirfd: int, path: bytes, flags: int, mode: int = 0, resolve: int = R
     RESOLVE_BENEATH, ELOOP for a symlink with RESOLVE_NO_SYMLINKS. Source: openat2(2), Linux 5.6.
     """
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
-    return call_restarting(_OPENAT2, dirfd, path, how, Long(len(how)))
+    return call_restarting(_OPENAT2, dirfd, path, how, len(how))
 
 
 def make_directories_in_root(root: int, path: bytes, mode: int = 0o755) -> int:

@@ -6,7 +6,7 @@ import os
 import struct
 
 from crishim.linux.fs import AT_EMPTY_PATH
-from crishim.linux.syscall import Long, UnsignedLong, call, number
+from crishim.linux.syscall import call, number
 
 OPEN_TREE_CLONE = 1
 AT_RECURSIVE = 0x8000
@@ -51,12 +51,12 @@ _PIVOT_ROOT = number("pivot_root")
 
 def open_tree(dirfd: int, path: bytes, flags: int) -> int:
     """Descriptor of a mount, or with OPEN_TREE_CLONE of a detached copy (AT_RECURSIVE: with what is mounted below)."""
-    return call(_OPEN_TREE, dirfd, path, Long(flags | os.O_CLOEXEC))
+    return call(_OPEN_TREE, dirfd, path, flags | os.O_CLOEXEC)
 
 
 def move_mount(tree: int, target: int) -> None:
     """Attach the mount of descriptor `tree` on the object of descriptor `target`; no path is resolved."""
-    call(_MOVE_MOUNT, tree, b"", target, b"", Long(MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH))
+    call(_MOVE_MOUNT, tree, b"", target, b"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
 
 
 def mount_setattr(
@@ -64,7 +64,7 @@ def mount_setattr(
 ) -> None:
     """Change flags and propagation of the mount of `fd`, with those below it when `recursive`."""
     attr = struct.pack("=QQQQ", set_, clear, propagation, userns)
-    call(_MOUNT_SETATTR, fd, b"", Long(AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)), attr, Long(len(attr)))
+    call(_MOUNT_SETATTR, fd, b"", AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0), attr, len(attr))
 
 
 def new_mount(kind: bytes, options: tuple[tuple[bytes, bytes | None], ...] = (), attributes: int = 0) -> int:
@@ -73,13 +73,13 @@ def new_mount(kind: bytes, options: tuple[tuple[bytes, bytes | None], ...] = (),
     Options are (key, value); a value of None is a flag. Raises OSError of the step that failed; EINVAL is an option
     that the file system does not know. Source: fsopen(2), fsconfig(2), fsmount(2).
     """
-    context = call(_FSOPEN, kind, Long(1))
+    context = call(_FSOPEN, kind, 1)
     try:
         configure(context, b"source", kind)
         for key, value in options:
             configure(context, key, value)
-        call(_FSCONFIG, context, Long(FSCONFIG_CMD_CREATE), None, None, Long(0))
-        return call(_FSMOUNT, context, Long(1), Long(attributes))
+        call(_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
+        return call(_FSMOUNT, context, 1, attributes)
     finally:
         os.close(context)
 
@@ -87,19 +87,19 @@ def new_mount(kind: bytes, options: tuple[tuple[bytes, bytes | None], ...] = (),
 def configure(context: int, key: bytes, value: bytes | None) -> None:
     """One fsconfig(2) parameter of a file system context: a string, or a flag when `value` is None."""
     if value is None:
-        call(_FSCONFIG, context, Long(FSCONFIG_SET_FLAG), key, None, Long(0))
+        call(_FSCONFIG, context, FSCONFIG_SET_FLAG, key, None, 0)
     else:
-        call(_FSCONFIG, context, Long(FSCONFIG_SET_STRING), key, value, Long(0))
+        call(_FSCONFIG, context, FSCONFIG_SET_STRING, key, value, 0)
 
 
 def mount(source: bytes | None, target: bytes, kind: bytes | None, flags: int, data: bytes | None = None) -> None:
     """mount(2)."""
-    call(_MOUNT, source, target, kind, UnsignedLong(flags), data)
+    call(_MOUNT, source, target, kind, flags, data)
 
 
 def umount2(target: bytes, flags: int) -> None:
     """umount2(2)."""
-    call(_UMOUNT2, target, Long(flags))
+    call(_UMOUNT2, target, flags)
 
 
 def pivot_root(new: bytes, old: bytes) -> None:

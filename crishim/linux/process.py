@@ -9,7 +9,7 @@ import ctypes
 import os
 import struct
 
-from crishim.linux.syscall import Long, UnsignedLong, call, libc, number
+from crishim.linux.syscall import call, libc, number
 
 CLONE_NEWTIME = 0x80
 CLONE_PIDFD = 0x1000
@@ -62,23 +62,23 @@ def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
     args = struct.pack(
         "=11Q", flags, ctypes.addressof(pidfd), 0, 0, SIGCHLD, 0, 0, 0, 0, 0, cgroup if cgroup >= 0 else 0
     )
-    pid = call(_CLONE3, args, Long(len(args)))
+    pid = call(_CLONE3, args, len(args))
     return pid, pidfd.value if pid else -1
 
 
 def setns(fd: int, kinds: int) -> None:
     """Join the namespace of an open /proc/PID/ns file, or those of `kinds` of the process of a pidfd (Linux 5.8)."""
-    call(_SETNS, fd, Long(kinds))
+    call(_SETNS, fd, kinds)
 
 
 def unshare(kinds: int) -> None:
     """Leave the namespaces of `kinds` for new ones."""
-    call(_UNSHARE, UnsignedLong(kinds))
+    call(_UNSHARE, kinds)
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
     """prctl(2) with integer arguments."""
-    return call(_PRCTL, Long(option), UnsignedLong(arg2), UnsignedLong(arg3), UnsignedLong(0), UnsignedLong(0))
+    return call(_PRCTL, option, arg2, arg3, 0, 0)
 
 
 def default_signals() -> None:
@@ -88,12 +88,12 @@ def default_signals() -> None:
     """
     action = bytes(32)  # SIG_DFL, no flags, empty mask
     for signal in range(32, 65):
-        call(_RT_SIGACTION, Long(signal), action, None, Long(8))
+        call(_RT_SIGACTION, signal, action, None, 8)
 
 
 def set_name(name: bytes) -> None:
     """Name of the calling thread, at most 15 bytes (PR_SET_NAME)."""
-    call(_PRCTL, Long(PR_SET_NAME), name, UnsignedLong(0), UnsignedLong(0), UnsignedLong(0))
+    call(_PRCTL, PR_SET_NAME, name, 0, 0, 0)
 
 
 def load_seccomp(program: bytes) -> None:
@@ -103,7 +103,7 @@ def load_seccomp(program: bytes) -> None:
     """
     filters = ctypes.create_string_buffer(program, len(program))
     fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(filters))
-    call(_PRCTL, Long(PR_SET_SECCOMP), UnsignedLong(SECCOMP_MODE_FILTER), fprog, UnsignedLong(0), UnsignedLong(0))
+    call(_PRCTL, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, fprog, 0, 0)
 
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:
@@ -139,24 +139,24 @@ def bounding_set() -> int:
 def getcwd() -> bytes:
     """The kernel's idea of the working directory, without the library's search: "(unreachable)/..." stays visible."""
     buffer = ctypes.create_string_buffer(4096)
-    length = call(_GETCWD, buffer, UnsignedLong(4096))
+    length = call(_GETCWD, buffer, 4096)
     return buffer.raw[: length - 1]
 
 
 def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
     """Close every descriptor from `first` to `last` (close_range(2), Linux 5.9)."""
-    call(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(0))
+    call(_CLOSE_RANGE, first, last, 0)
 
 
 def ioprio_set(value: int) -> None:
     """I/O priority of the calling process: class << 13 | priority."""
-    call(_IOPRIO_SET, Long(1), Long(0), Long(value))
+    call(_IOPRIO_SET, 1, 0, value)
 
 
 def sched_setattr(policy: int, flags: int, nice: int, priority: int, runtime: int, deadline: int, period: int) -> None:
     """Scheduling attributes of the calling thread (sched_setattr(2))."""
     attr = struct.pack("=IIQiIQQQ", 48, policy, flags, nice, priority, runtime, deadline, period)
-    call(_SCHED_SETATTR, Long(0), attr, Long(0))
+    call(_SCHED_SETATTR, 0, attr, 0)
 
 
 def sethostname(name: bytes) -> None:

@@ -11,13 +11,17 @@ import errno
 import os
 
 libc = ctypes.PyDLL(None, use_errno=True)
-_syscall = libc.syscall
-_syscall.restype = ctypes.c_long
+#: syscall(2) itself: plain integers are sign-extended to 64 bits, bytes are char *; -1 and `get_errno` on failure
+raw = libc.syscall
+raw.restype = ctypes.c_long
+get_errno = ctypes.get_errno
 
 MACHINE = os.uname().machine
 
 #: numbers that differ between machines: (x86_64, aarch64); 424 and later are the same everywhere
 _BY_MACHINE = {
+    "chdir": (80, 49),
+    "dup3": (292, 24),
     "getcwd": (79, 17),
     "ioprio_set": (251, 30),
     "mount": (165, 40),
@@ -27,6 +31,12 @@ _BY_MACHINE = {
     "sched_setattr": (314, 274),
     "seccomp": (317, 277),
     "set_mempolicy": (238, 237),
+    "setgroups": (116, 159),
+    "setresgid": (119, 149),
+    "setresuid": (117, 147),
+    "setsid": (112, 157),
+    "umask": (95, 166),
+    "write": (1, 64),
     "setns": (308, 268),
     "umount2": (166, 39),
     "unshare": (272, 97),
@@ -61,7 +71,7 @@ def number(name: str) -> int:
 
 def call(nr: int, *args: object) -> int:
     """syscall(2): integers, bytes (as char *) and ctypes values; OSError with errno when the kernel says -1."""
-    result: int = _syscall(nr, *args)
+    result: int = raw(nr, *args)
     if result == -1:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -71,7 +81,7 @@ def call(nr: int, *args: object) -> int:
 def call_restarting(nr: int, *args: object) -> int:
     """`call`, again after EINTR and EAGAIN (openat2(2): a race with rename or mount), at most 100 times."""
     for _ in range(99):
-        result: int = _syscall(nr, *args)
+        result: int = raw(nr, *args)
         if result != -1:
             return result
         code = ctypes.get_errno()
