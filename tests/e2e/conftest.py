@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from tests.e2e.node import Node
 
+_SHOWN_LINES = 60
 _PROGRAMS = ("unshare", "nsenter", "ip", "mount", "busybox")
 
 
@@ -26,3 +27,17 @@ def can_make_nodes() -> None:
 def node(can_make_nodes: None) -> Iterator[Node]:
     with Node() as node:
         yield node
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Adds the ends of the node's logs to a failure: the node and its files are gone when it is read."""
+    report = yield
+    node = getattr(item, "funcargs", {}).get("node")
+    if report.failed and isinstance(node, Node):
+        for path in sorted(node.directory.glob("*.log")):
+            lines = path.read_text(errors="replace").splitlines()[-_SHOWN_LINES:]
+            report.sections.append((f"end of {path.name}", "\n".join(line[:400] for line in lines)))
+    return report
