@@ -29,6 +29,8 @@ class Monitor(Protocol):
 
     async def reopen_log(self, container_id: str) -> None: ...
 
+    async def attach(self, container_id: str) -> int: ...
+
     async def open_socket(self, family: int, kind: int, protocol: int) -> int: ...
 
     async def open_netns(self) -> int: ...
@@ -46,6 +48,10 @@ class ExecProcess(Protocol):
     pid: int
     pidfd: int
     started_at_ns: int
+
+    async def console(self) -> int:
+        """The terminal's master, of an exec with one; the caller owns it. StartFailed when it came to nothing."""
+        ...
 
     async def wait(self) -> ExecExit:
         """StartFailed when it never reached execve(2)."""
