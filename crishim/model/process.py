@@ -48,7 +48,7 @@ class Rlimit:
 
 @dataclass(frozen=True, slots=True)
 class Scheduler:
-    """sched_setattr(2); policy is "SCHED_OTHER", "SCHED_FIFO", "SCHED_RR", "SCHED_BATCH", "SCHED_IDLE", "SCHED_DEADLINE"."""
+    """sched_setattr(2); policy is "SCHED_OTHER", "SCHED_FIFO", "SCHED_RR", "SCHED_BATCH", "SCHED_IDLE" or "SCHED_DEADLINE"."""
 
     policy: str
     nice: int = 0
@@ -128,7 +128,7 @@ class NamespaceKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A namespace of a container: a new one when `path` is None, else the one at `path`. Kinds not listed are the host's."""
+    """A namespace of a container: new when `path` is None, else the one at `path`. Kinds not listed are the host's."""
 
     kind: NamespaceKind
     path: str | None = None
@@ -186,7 +186,7 @@ class DeviceRule:
 
 @dataclass(frozen=True, slots=True)
 class RootFs:
-    """The container's root: overlay of `lowers` (topmost first) with `upper` and `work`, or a plain directory `path`."""
+    """The container's root: an overlay of `lowers` (topmost first), `upper` and `work`, or a directory `path`."""
 
     lowers: tuple[str, ...] = ()
     upper: str | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """`LinuxContainerResources` (api.proto). None leaves the kernel's value; -1 is unlimited where the kernel has that."""
+    """`LinuxContainerResources` (api.proto). None leaves the kernel's value, -1 is unlimited."""
 
     cpu_period_us: int | None = None
     cpu_quota_us: int | None = None

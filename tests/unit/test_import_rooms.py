@@ -23,6 +23,7 @@ IN_DOOR_ROOM = frozenset({"executor.client", "executor.value"})
 
 ALLOWED: dict[str, frozenset[str]] = {
     "__init__": frozenset({"process", "model", "errors"}),
+    "__main__": frozenset({"cli"}),
     "errors": frozenset(),
     "model": frozenset({"errors"}),
     "spec": frozenset({"model", "errors"}),
