@@ -11,8 +11,10 @@ import asyncio
 import errno
 import ipaddress
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,6 +32,14 @@ T = TypeVar("T")
 
 _READY_WAIT_S = 1.0
 _NOT_OPEN = Readiness(False, "NetworkStarting", "the pod network is not set up yet")
+
+
+@dataclass(slots=True)
+class _Leaving:
+    """A sandbox whose detach waits, and what became of it."""
+
+    sandbox_id: str
+    error: CrishimError | None = None
 
 
 class BridgeNetwork:
@@ -55,6 +65,8 @@ class BridgeNetwork:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="crishim-network")
         #: what the last setup found; read by the loop's thread, replaced by the other one
         self._readiness = _NOT_OPEN
+        #: detaches that wait for the thread; whichever gets it serves all
+        self._leaving: deque[_Leaving] = deque()
 
     async def open(self) -> None:
         await self._run(self._open)
@@ -83,7 +95,11 @@ class BridgeNetwork:
 
     async def detach(self, sandbox_id: str, netns_path: str | None, *, deadline_s: float) -> None:
         async with deadline(deadline_s, f"the network of sandbox {sandbox_id} was not removed"):
-            await self._run(lambda: self._detach(sandbox_id))
+            leaving = _Leaving(sandbox_id)
+            self._leaving.append(leaving)
+            await self._run(self._detach_waiting)
+            if leaving.error is not None:
+                raise leaving.error
 
     async def check(self, sandbox_id: str, netns_path: str, *, deadline_s: float) -> None:
         async with deadline(deadline_s, f"the network of sandbox {sandbox_id} was not checked"):
@@ -170,18 +186,44 @@ class BridgeNetwork:
 
     def _undo(self, sandbox_id: str, error: BaseException) -> None:
         try:
-            self._detach(sandbox_id)
-        except (OSError, CrishimError) as another:
+            self._detach([sandbox_id])
+        except CrishimError as another:
             error.add_note(f"and it was not undone: {another}")
 
-    def _detach(self, sandbox_id: str) -> None:
+    def _detach_waiting(self) -> None:
+        """Everybody who waits, together; who came too late for this turn has a turn of their own."""
+        waiting = []
+        while self._leaving:
+            waiting.append(self._leaving.popleft())
+        failed = self._detach_each([each.sandbox_id for each in waiting])
+        for each in waiting:
+            each.error = failed.get(each.sandbox_id)
+
+    def _detach_each(self, sandbox_ids: Sequence[str]) -> dict[str, CrishimError]:
+        """Errors by sandbox: when all together fail, one by one tells which."""
+        failed: dict[str, CrishimError] = {}
+        if len(sandbox_ids) > 1:
+            try:
+                self._detach(sandbox_ids)
+                return failed
+            except CrishimError:
+                pass
+        for sandbox_id in sandbox_ids:
+            try:
+                self._detach([sandbox_id])
+            except CrishimError as error:
+                failed[sandbox_id] = error
+        return failed
+
+    def _detach(self, sandbox_ids: Sequence[str]) -> None:
         pool = self._opened()
+        held = [each for each in map(pool.find, sandbox_ids) if each is not None]
         try:
-            self._kernel.disconnect(sandbox_id, pool.find(sandbox_id))
+            self._kernel.disconnect(sandbox_ids, held)
         except OSError as error:
-            what = f"the network of sandbox {sandbox_id} cannot be removed: {error.strerror}"
-            raise Unavailable(what) from error
-        pool.release(sandbox_id)
+            which = ", ".join(sandbox_ids)
+            raise Unavailable(f"the network of sandbox {which} cannot be removed: {error.strerror}") from error
+        pool.release(*sandbox_ids)
 
     def _check(self, sandbox_id: str) -> None:
         reservation = self._opened().find(sandbox_id)
@@ -196,14 +238,9 @@ class BridgeNetwork:
 
     def _reconcile(self, live: frozenset[str]) -> tuple[str, ...]:
         pool = self._opened()
-        failed = []
-        for reservation in pool.list():
-            if reservation.sandbox_id not in live:
-                try:
-                    self._detach(reservation.sandbox_id)
-                except CrishimError as error:
-                    logger.warning("%s", error)
-                    failed.append(reservation.sandbox_id)
+        failed = self._detach_each([each.sandbox_id for each in pool.list() if each.sandbox_id not in live])
+        for error in failed.values():
+            logger.warning("%s", error)
         self._setup()
         if self._readiness.ready:
             self._kernel.remove_strays({each.sandbox_id for each in pool.list()})

@@ -9,13 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from crishim.network.netlink import NLM_F_ACK, NLM_F_DUMP, Message, Request, acknowledgement, decode, encode
 
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
+
+_SO_SNDBUFFORCE = 32
+_DEFAULT_SEND_BUFFER = 128 * 1024
 
 _DEADLINE_S = 5.0
 _RECEIVE_BYTES = 256 * 1024
@@ -40,6 +43,7 @@ class NetlinkSocket:
         """Owns `sock` from here on, also when this raises OSError because it is no netlink socket."""
         self._socket = sock
         self._sequence = 0
+        self._send_buffer = _DEFAULT_SEND_BUFFER
         try:
             sock.settimeout(_DEADLINE_S)
             sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
@@ -73,8 +77,11 @@ class NetlinkSocket:
     def close(self) -> None:
         self._socket.close()
 
-    def request(self, requests: Sequence[Request]) -> None:
-        """Perform each, whatever becomes of the others, by one system call. NetlinkError for the first refused."""
+    def request(self, requests: Sequence[Request], tolerate: Collection[int] = ()) -> None:
+        """Perform each, whatever becomes of the others, by one system call. NetlinkError for the first refused.
+
+        Errors with a number in `tolerate` count as success.
+        """
         first = self._send([Request(each.what, each.type, each.flags | NLM_F_ACK, each.body) for each in requests])
         failures: dict[int, NetlinkError] = {}
         pending = set(range(len(requests)))
@@ -85,7 +92,7 @@ class NetlinkSocket:
                 if answer is None or index not in pending:
                     continue
                 pending.remove(index)
-                if answer.errno:
+                if answer.errno and answer.errno not in tolerate:
                     failures[index] = NetlinkError(requests[index], answer.errno, answer.text)
         if failures:
             raise failures[min(failures)]
@@ -151,10 +158,16 @@ class NetlinkSocket:
         encoded = [encode(request, self._sequence + index) for index, request in enumerate(requests, 1)]
         first = self._sequence + 1
         self._sequence += len(encoded)
-        # one send call carries the whole batch, so the buffer must take it: 0.1 MB for some thousand set elements
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, max(sum(map(len, encoded)) * 2, 212992))
+        self._make_room(sum(map(len, encoded)))
         self._socket.send(b"".join(encoded))
         return first
+
+    def _make_room(self, length: int) -> None:
+        """One send call carries a whole batch, 0.5 MB for a thousand pods, and the kernel counts its own overhead."""
+        if length * 2 > self._send_buffer:
+            # beyond net.core.wmem_max, which CAP_NET_ADMIN may
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, length * 2)
+            self._send_buffer = length * 2
 
     def _receive(self, first: int) -> list[Message]:
         """Messages of the next datagram; those of an earlier exchange that was abandoned are dropped."""

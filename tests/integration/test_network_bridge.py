@@ -18,9 +18,10 @@ import pytest
 from crishim.errors import Unavailable
 from crishim.model.sandbox import PortMapping, SandboxConfig
 from crishim.network import netlink_socket
-from crishim.network.bridge import BridgeNetwork
+from crishim.network.bridge import BridgeNetwork, parse_subnets
 from crishim.network.bridge_kernel import BridgeKernel, BridgeNames, port_name
 from crishim.network.door import Attachment
+from crishim.network.pool import AddressPool
 from tests.support.netns import Netns, in_new_netns
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -370,6 +371,40 @@ def test_detach_leaves_no_link_no_rule_and_no_address_and_may_be_repeated(tmp_pa
 
 
 @in_new_netns
+def test_thousands_of_pods_come_back_and_leave_in_one_transaction_each(tmp_path: Path) -> None:
+    """Rules of pods that the pool knows, as after a restart; their number must not meet a limit of the wire."""
+    pool = AddressPool(tmp_path / "default.db")
+    subnets = parse_subnets(SUBNETS, "subnets")
+    # one commit each is what a pod pays, and not what this test is about
+    pool._database.execute("PRAGMA synchronous = OFF")
+    for index in range(2000):
+        pool.reserve(f"pod{index}", subnets, (PortMapping("tcp", 80, 10_000 + index),))
+    pool.close()
+
+    async def scenario(network: BridgeNetwork) -> None:
+        assert (await network.ready()).ready
+        assert (len(_pods_in_rules()), _ports_in_rules()) == (4000, 4000)
+        assert await network.reconcile({"pod0"}, deadline_s=60) == ()
+        assert (_pods_in_rules(), _ports_in_rules()) == (["10.88.0.2", "fd00:88::2"], 2)
+
+    _bridge(tmp_path, scenario)
+
+
+@in_new_netns
+def test_detaches_at_once_leave_nothing_but_who_stays(tmp_path: Path) -> None:
+    async def scenario(network: BridgeNetwork) -> None:
+        with ExitStack() as stack:
+            pods = [stack.enter_context(Netns()) for _ in range(12)]
+            for index, pod in enumerate(pods):
+                await network.attach(_attachment(f"pod{index}", pod), deadline_s=5)
+            await asyncio.gather(*(network.detach(f"pod{index}", None, deadline_s=5) for index in range(1, 12)))
+            assert (_links(), len(_pods_in_rules())) == ({"lo", "crishim0", port_name("pod0")}, 2)
+            await network.check("pod0", pods[0].path, deadline_s=5)
+
+    _bridge(tmp_path, scenario)
+
+
+@in_new_netns
 def test_a_flushed_ruleset_and_a_deleted_bridge_come_back(tmp_path: Path) -> None:
     async def scenario(network: BridgeNetwork) -> None:
         with Netns() as one, Netns() as other, Netns() as third:
@@ -480,8 +515,8 @@ class DyingSocket(netlink_socket.NetlinkSocket):
         if DyingSocket.left == 0:
             raise Crash
 
-    def request(self, requests: Any) -> None:
-        self._die(lambda: super(DyingSocket, self).request(requests))
+    def request(self, requests: Any, tolerate: Any = ()) -> None:
+        self._die(lambda: super(DyingSocket, self).request(requests, tolerate))
 
     def transact(self, begin: Any, requests: Any, end: Any) -> None:
         self._die(lambda: super(DyingSocket, self).transact(begin, requests, end))

@@ -39,8 +39,8 @@ class FakeKernel(BridgeKernel):
         self._note(f"connect {reservation.sandbox_id}")
         return "02:00:00:00:00:01"
 
-    def disconnect(self, sandbox_id: str, reservation: Reservation | None) -> None:
-        self._note(f"disconnect {sandbox_id}")
+    def disconnect(self, sandbox_ids: Sequence[str], reservations: Sequence[Reservation]) -> None:
+        self._note(f"disconnect {','.join(sandbox_ids)}")
 
     def is_forwarding(self) -> bool:
         return self.forwarding
@@ -115,6 +115,26 @@ def test_a_detach_that_fails_keeps_the_address_for_the_next_attempt(tmp_path: Pa
     asyncio.run(scenario())
 
 
+def test_detaches_that_wait_are_served_together_and_each_has_its_own_error(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        kernel = FakeKernel()
+        network = _network(tmp_path, kernel)
+        await network.open()
+        for name in "abc":
+            await network.attach(_attachment(name), deadline_s=5)
+        kernel.failures = [OSError(errno.EBUSY, "busy"), OSError(errno.EBUSY, "busy")]
+        kernel.calls.clear()
+        outcomes = await asyncio.gather(
+            *(network.detach(name, None, deadline_s=5) for name in "abc"), return_exceptions=True
+        )
+        assert [str(each) for each in outcomes if each] == ["the network of sandbox a cannot be removed: busy"]
+        await network.detach("a", None, deadline_s=5)
+        assert network._opened().list() == ()
+        await network.close()
+
+    asyncio.run(scenario())
+
+
 def test_what_a_node_lacks_is_said_until_it_is_repaired(tmp_path: Path) -> None:
     async def scenario() -> None:
         kernel = FakeKernel(failures=[NotReady("NftablesMissing", "no nftables"), NotReady("X", "still not")])
@@ -141,8 +161,10 @@ def test_reconcile_detaches_what_is_not_live_and_tells_what_it_could_not(tmp_pat
         await network.open()
         for name in "abc":
             await network.attach(_attachment(name), deadline_s=5)
-        kernel.failures = [OSError(errno.EBUSY, "busy")]
+        # together, and then each alone
+        kernel.failures = [OSError(errno.EBUSY, "busy"), OSError(errno.EBUSY, "busy")]
         assert await network.reconcile({"b"}, deadline_s=5) == ("a",)
+        assert kernel.calls[-4:-1] == ["disconnect a,c", "disconnect a", "disconnect c"]
         assert await network.reconcile({"b"}, deadline_s=5) == ()
         assert kernel.calls[-1] == "ensure 10.88.0.0/24 for 1"
         await network.close()
