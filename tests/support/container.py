@@ -307,6 +307,18 @@ class Pod:
         """Start a container whose stdout and stderr are a pipe to the test, or its log when it has one."""
         return self.start_spec(self.spec(process, **changes), pid_target=pid_target)
 
+    def submit(self, process: ProcessSpec) -> Future[Container]:
+        """Begin to start a container without output."""
+        spec = self.spec(process)
+        self.exits[spec.id] = Future()
+
+        async def start() -> Container:
+            container = Container(self, spec, await self.monitor.start_container(spec), -1)
+            self.containers.append(container)
+            return container
+
+        return self.node.submit(start())
+
     def start_spec(self, spec: ContainerSpec, *, pid_target: str | None = None) -> Container:
         """Start a container of a spec that `spec` made."""
         self.exits[spec.id] = Future()
