@@ -217,7 +217,7 @@ class BridgeNetwork:
 
     def _detach(self, sandbox_ids: Sequence[str]) -> None:
         pool = self._opened()
-        held = [each for each in map(pool.find, sandbox_ids) if each is not None]
+        held = pool.find_all(sandbox_ids)
         try:
             self._kernel.disconnect(sandbox_ids, held)
         except OSError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,23 +89,18 @@ class AddressPool:
 
     def find(self, sandbox_id: str) -> Reservation | None:
         """None when the sandbox holds nothing."""
-        rows = self._database.execute(
-            "SELECT ip, subnet FROM address WHERE sandbox_id = ? ORDER BY rowid", (sandbox_id,)
-        ).fetchall()
-        if not rows:
-            return None
-        interfaces = tuple(_interface(ip, ipaddress.ip_network(subnet)) for ip, subnet in rows)
-        ports = self._database.execute(
-            "SELECT protocol, container_port, host_port, host_ip FROM port WHERE sandbox_id = ? ORDER BY rowid",
-            (sandbox_id,),
-        )
-        return Reservation(sandbox_id, interfaces, tuple(PortMapping(*row) for row in ports))
+        return next(iter(self._read("WHERE sandbox_id = ?", (sandbox_id,))), None)
+
+    def find_all(self, sandbox_ids: Sequence[str]) -> Sequence[Reservation]:
+        """Those of these sandboxes that hold something."""
+        if len(sandbox_ids) > 1:
+            wanted = frozenset(sandbox_ids)
+            return [each for each in self.list() if each.sandbox_id in wanted]
+        return [each for each in map(self.find, sandbox_ids) if each is not None]
 
     def list(self) -> tuple[Reservation, ...]:
         """Every reservation, oldest first."""
-        rows = self._database.execute("SELECT sandbox_id FROM address GROUP BY sandbox_id ORDER BY min(rowid)")
-        found = (self.find(sandbox_id) for (sandbox_id,) in rows.fetchall())
-        return tuple(each for each in found if each is not None)
+        return tuple(self._read("", ()))
 
     def subnets(self) -> frozenset[Subnet]:
         """Those in which an address is held, whether or not new ones are given there."""
@@ -122,6 +117,17 @@ class AddressPool:
         with self._transaction():
             self._database.execute("DELETE FROM pod_cidr")
             self._database.executemany("INSERT INTO pod_cidr VALUES (?)", [(str(each),) for each in subnets])
+
+    def _read(self, where: str, values: tuple[str, ...]) -> Iterable[Reservation]:
+        interfaces: dict[str, list[Interface]] = {}
+        query = f"SELECT sandbox_id, ip, subnet FROM address {where} ORDER BY rowid"
+        for sandbox_id, ip, subnet in self._database.execute(query, values):
+            interfaces.setdefault(sandbox_id, []).append(_interface(ip, ipaddress.ip_network(subnet)))
+        ports: dict[str, list[PortMapping]] = {}
+        query = f"SELECT sandbox_id, protocol, container_port, host_port, host_ip FROM port {where} ORDER BY rowid"
+        for sandbox_id, *port in self._database.execute(query, values):
+            ports.setdefault(sandbox_id, []).append(PortMapping(*port))
+        return (Reservation(each, tuple(interfaces[each]), tuple(ports.get(each, ()))) for each in interfaces)
 
     def _take(self, sandbox_id: str, subnet: Subnet) -> Interface:
         row = self._database.execute("SELECT ip FROM turn WHERE subnet = ?", (str(subnet),)).fetchone()
