@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import grpc
 from crishim.cri.pb import api_pb2 as pb
 from crishim.cri.pb import api_pb2_grpc
 from tests.e2e.runtimes import IMAGE
+
+_NUMBERS = itertools.count(1)
+"""Of all clients: a second one on the same runtime must not find the pods of the first under its own names."""
 
 
 class Client:
@@ -21,19 +25,17 @@ class Client:
         self._cgroup = cgroup
         self._logs = logs
         self._network = pb.NamespaceMode.NODE if host_network else pb.NamespaceMode.POD
-        self._made = 0
 
     def close(self) -> None:
         self._channel.close()
 
     def sandbox_config(self) -> pb.PodSandboxConfig:
-        self._made += 1
-        name = f"bench{self._made}"
+        name = f"pod{next(_NUMBERS)}"
         directory = self._logs / name
         directory.mkdir(parents=True, exist_ok=True)
         options = pb.NamespaceOption(network=self._network, pid=pb.NamespaceMode.CONTAINER)
         return pb.PodSandboxConfig(
-            metadata=pb.PodSandboxMetadata(name=name, uid=f"{name}-{self._network}", namespace="bench"),
+            metadata=pb.PodSandboxMetadata(name=name, uid=f"{name}-{self._network}", namespace="e2e"),
             hostname="" if self._network == pb.NamespaceMode.NODE else name,
             log_directory=str(directory),
             linux=pb.LinuxPodSandboxConfig(
