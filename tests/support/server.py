@@ -1,0 +1,291 @@
+"""A real `crishim serve` in directories of its own, driven through its CRI socket.
+
+By default it lives in a network namespace of its own, so that bridge, addresses and packet rules never touch the
+machine's; `network="cni"` with host network pods stays in the machine's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from crishim.cri.client import Client
+from crishim.cri.client import messages as m
+
+T = TypeVar("T")
+
+DEADLINE_S = 20.0
+SUBNET = "10.209.0.0/24"
+
+
+def wait_until(condition: Callable[[], T], what: str, timeout_s: float = DEADLINE_S) -> T:
+    """The first true result; AssertionError names what did not come."""
+    deadline = time.monotonic() + timeout_s
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"{what} did not come within {timeout_s} s"
+        time.sleep(0.01)
+    return result
+
+
+class Server:
+    """One server; it can be killed and started again on the same directories."""
+
+    def __init__(self, directory: Path, *, network: str = "bridge", config: str = "") -> None:
+        self.directory = directory
+        self.state = directory / "state"
+        self.root = directory / "root"
+        self.logs = directory / "logs"
+        self.address = f"unix://{self.state}/crishim.sock"
+        self.instance = hashlib.sha256(os.fsencode(self.state)).hexdigest()[:8]
+        self._network = network
+        self._config = directory / "config.toml"
+        self.logs.mkdir(parents=True)
+        self._config.write_text(f'[network.bridge]\nsubnets = ["{SUBNET}"]\n{config}')
+        self.process: subprocess.Popen[bytes] | None = None
+        self._client: Client | None = None
+        #: holds the network namespace over restarts of the server
+        self._holder: subprocess.Popen[bytes] | None = None
+        self.errors = directory / "stderr"
+
+    @property
+    def client(self) -> Client:
+        """Connected to the server that runs now."""
+        if self._client is None:
+            self._client = Client(self.address)
+        return self._client
+
+    def start(self, environment: Mapping[str, str] | None = None, *, ready: bool = True) -> None:
+        """Start it; with `ready` wait until it says so."""
+        command = [sys.executable, "-m", "crishim", "serve", "--config", str(self._config), "--listen", self.address]
+        command += ["--root", str(self.root), "--state", str(self.state), "--metrics", "127.0.0.1:0"]
+        command += ["--network", self._network, "--log-level", "info"]
+        if self._network == "bridge":
+            command = ["nsenter", f"--net=/proc/{self._namespace()}/ns/net", *command]
+        with open(self.errors, "ab") as log:
+            offset = log.tell()
+            self.process = subprocess.Popen(command, stderr=log, env={**os.environ, **(environment or {})})
+        if ready:
+            wait_until(lambda: self._said(offset, b"is ready") or self._ended(), "a ready server", 60)
+            assert self.process.poll() is None, self.errors.read_text()[offset:]
+
+    def _said(self, offset: int, text: bytes) -> bool:
+        return text in self.errors.read_bytes()[offset:]
+
+    def _ended(self) -> bool:
+        assert self.process is not None
+        return self.process.poll() is not None
+
+    def _namespace(self) -> int:
+        """Pid of a process that does nothing but live in the network namespace."""
+        if self._holder is None:
+            script = "ip link set lo up && echo up && exec sleep infinity"
+            self._holder = subprocess.Popen(["unshare", "--net", "sh", "-c", script], stdout=subprocess.PIPE)
+            assert self._holder.stdout is not None
+            assert self._holder.stdout.readline() == b"up\n"
+        return self._holder.pid
+
+    def in_netns(self, *command: str) -> str:
+        """Output of a command in the server's network namespace."""
+        full = ["nsenter", f"--net=/proc/{self._namespace()}/ns/net", *command]
+        return subprocess.run(full, check=True, capture_output=True, text=True, timeout=30).stdout
+
+    def metrics(self) -> str:
+        """The page of metrics."""
+        text = self.errors.read_text()
+        url = text.rsplit("crishim has metrics on ", 1)[1].split()[0]
+        script = f"import urllib.request; print(urllib.request.urlopen({url!r}, timeout=10).read().decode())"
+        return self.in_netns(sys.executable, "-c", script)
+
+    def terminate(self) -> None:
+        """SIGTERM, then its end."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL: nothing of it is tidied up by itself."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+        self.wait_ended()
+
+    def wait_ended(self) -> int:
+        """Exit status once it has ended."""
+        assert self.process is not None
+        status = self.process.wait(60)
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        return status
+
+    def close(self) -> None:
+        """End it, removing its pods before: the last word of every test."""
+        try:
+            if self.process is not None and self.process.poll() is None:
+                for pod in self.client.runtime("ListPodSandbox", m.ListPodSandboxRequest()).items:
+                    self.remove_pod(pod.id)
+                self.terminate()
+        finally:
+            if self.process is not None and self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            if self._holder is not None:
+                assert self._holder.stdout is not None
+                self._holder.stdout.close()
+                self._holder.kill()
+                self._holder.wait()
+
+    # -- calls
+
+    def run_pod(self, name: str = "pod", **changes: Any) -> tuple[str, Any]:
+        """(id, configuration) of a new sandbox."""
+        config = pod_config(name, self.logs, **changes)
+        return self.run_pod_config(config), config
+
+    def run_pod_config(self, config: Any) -> str:
+        return str(self.client.runtime("RunPodSandbox", m.RunPodSandboxRequest(config=config)).pod_sandbox_id)
+
+    def create(self, sandbox: str, pod: Any, *command: str, **changes: Any) -> str:
+        """Id of a new container that runs `command`."""
+        return self.create_config(sandbox, pod, container_config(*command, **changes))
+
+    def create_config(self, sandbox: str, pod: Any, config: Any) -> str:
+        request = m.CreateContainerRequest(pod_sandbox_id=sandbox, config=config, sandbox_config=pod)
+        return str(self.client.runtime("CreateContainer", request).container_id)
+
+    def start_container(self, container: str) -> None:
+        self.client.runtime("StartContainer", m.StartContainerRequest(container_id=container))
+
+    def started(self, sandbox: str, pod: Any, *command: str, **changes: Any) -> str:
+        """Id of a container that runs."""
+        container = self.create(sandbox, pod, *command, **changes)
+        self.start_container(container)
+        return container
+
+    def status(self, container: str) -> Any:
+        return self.client.runtime("ContainerStatus", m.ContainerStatusRequest(container_id=container)).status
+
+    def exited(self, container: str) -> Any:
+        """The status once it is EXITED."""
+        return wait_until(
+            lambda: status if (status := self.status(container)).state == m.CONTAINER_EXITED else None, "an exit"
+        )
+
+    def exec(self, container: str, *command: str, timeout: int = 10) -> Any:
+        request = m.ExecSyncRequest(container_id=container, cmd=command, timeout=timeout)
+        return self.client.runtime("ExecSync", request)
+
+    def sh(self, container: str, script: str) -> str:
+        """Standard output of a script in the container."""
+        answer = self.exec(container, "sh", "-c", script)
+        assert answer.exit_code == 0, answer
+        return str(answer.stdout.decode())
+
+    def stop(self, container: str, timeout: int = 10) -> None:
+        self.client.runtime("StopContainer", m.StopContainerRequest(container_id=container, timeout=timeout))
+
+    def remove(self, container: str) -> None:
+        self.client.runtime("RemoveContainer", m.RemoveContainerRequest(container_id=container))
+
+    def stop_pod(self, sandbox: str) -> None:
+        self.client.runtime("StopPodSandbox", m.StopPodSandboxRequest(pod_sandbox_id=sandbox))
+
+    def remove_pod(self, sandbox: str) -> None:
+        self.client.runtime("RemovePodSandbox", m.RemovePodSandboxRequest(pod_sandbox_id=sandbox))
+
+    # -- what is left
+
+    def left_behind(self) -> list[str]:
+        """Everything of pods that is still there: processes, cgroups, mounts, namespaces, directories, devices."""
+        found = [str(path) for path in (self.state / "sandboxes").glob("*")]
+        found += [str(path) for path in (self.root / "containers").glob("*")]
+        found += [str(path) for path in Path("/run/netns").glob(f"crishim-{self.instance}-*")]
+        found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if self.instance in line]
+        slice_ = f"crishim-{self.instance}.slice"
+        for tree in Path("/sys/fs/cgroup").iterdir():
+            found += [str(path) for path in (tree / slice_ / "pods").glob("*/")]
+            found += [str(path) for path in (tree / f"crishim-test-{self.instance}").glob("*/")]
+        found += [f"monitor {pid}" for pid in self.monitors()]
+        if self._network == "bridge":
+            found += [line for line in self.in_netns("ip", "-br", "link").splitlines() if "veth" in line or "@" in line]
+        return found
+
+    def monitors(self) -> list[int]:
+        """Pids of this instance's monitors."""
+        procs = next(Path("/sys/fs/cgroup").glob(f"*/crishim-{self.instance}.slice/monitors/cgroup.procs"), None)
+        if procs is None:
+            return []
+        pids = [int(pid) for pid in procs.read_text().split()]
+        return [pid for pid in pids if _name(pid) == "crishim-monitor"]
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def pod_config(name: str, logs: Path, *, attempt: int = 0, host_network: bool = False, **changes: Any) -> Any:
+    """A full PodSandboxConfig as a kubelet sends it; `changes` replaces fields."""
+    config = m.PodSandboxConfig(
+        metadata=m.PodSandboxMetadata(name=name, namespace="tests", uid=f"uid-{name}", attempt=attempt),
+        hostname="" if host_network else name,
+        log_directory=str(logs / name),
+        labels={"io.kubernetes.pod.uid": f"uid-{name}"},
+        linux=m.LinuxPodSandboxConfig(
+            security_context=m.LinuxSandboxSecurityContext(
+                namespace_options=m.NamespaceOption(network=m.NODE if host_network else m.POD, pid=m.CONTAINER),
+            )
+        ),
+    )
+    (logs / name).mkdir(exist_ok=True)
+    _change(config, changes)
+    return config
+
+
+def container_config(*command: str, name: str = "main", attempt: int = 0, **changes: Any) -> Any:
+    """A full ContainerConfig as a kubelet sends it; `changes` replaces fields."""
+    config = m.ContainerConfig(
+        metadata=m.ContainerMetadata(name=name, attempt=attempt),
+        image=m.ImageSpec(image="crishim.local/demo:latest"),
+        command=command or ("sleep", "1000"),
+        log_path=f"{name}/{attempt}.log",
+        linux=m.LinuxContainerConfig(
+            resources=m.LinuxContainerResources(),
+            security_context=m.LinuxContainerSecurityContext(namespace_options=m.NamespaceOption(pid=m.CONTAINER)),
+        ),
+    )
+    _change(config, changes)
+    return config
+
+
+def _change(config: Any, changes: Mapping[str, Any]) -> None:
+    for name, value in changes.items():
+        field = getattr(config, name)
+        if isinstance(value, (str, int, bool)):
+            setattr(config, name, value)
+        elif hasattr(field, "CopyFrom"):
+            field.CopyFrom(value)
+        elif isinstance(value, Mapping):
+            field.clear()
+            field.update(value)
+        else:
+            del field[:]
+            field.extend(value)
+
+
+def load_demo_image(server: Server, archive: Path) -> str:
+    """Id of the demo's image, in the server's store."""
+    return str(server.client.load(str(archive)).images[0].id)
+
+
+NEEDS_SERVER = os.geteuid() == 0 and shutil.which("nsenter") is not None and shutil.which("ip") is not None
