@@ -102,11 +102,6 @@ class AddressPool:
         """Every reservation, oldest first."""
         return tuple(self._read("", ()))
 
-    def subnets(self) -> frozenset[Subnet]:
-        """Those in which an address is held, whether or not new ones are given there."""
-        rows = self._database.execute("SELECT DISTINCT subnet FROM address")
-        return frozenset(ipaddress.ip_network(subnet) for (subnet,) in rows)
-
     def pod_cidr(self) -> tuple[Subnet, ...]:
         """What `set_pod_cidr` kept last; empty when it was never called."""
         rows = self._database.execute("SELECT subnet FROM pod_cidr ORDER BY rowid")
