@@ -38,7 +38,7 @@ class Stdio(Protocol):
         """No more stdin; a terminal has no such end."""
         ...
 
-    async def resize(self, rows: int, columns: int) -> None:
+    def resize(self, rows: int, columns: int) -> None:
         """The user's terminal changed."""
         ...
 
@@ -125,7 +125,7 @@ class Descriptors:
             os.close(self._stdin)
             self._stdin = None
 
-    async def resize(self, rows: int, columns: int) -> None:
+    def resize(self, rows: int, columns: int) -> None:
         """Set the size of the terminal; its foreground processes get SIGWINCH."""
         if self._console and STDOUT in self._outputs:
             with suppress(OSError):
@@ -183,7 +183,7 @@ class Attached:
         """The monitor closes the container's stdin when it is for one client only (stdin_once)."""
         await self._send(self._END_INPUT)
 
-    async def resize(self, rows: int, columns: int) -> None:
+    def resize(self, rows: int, columns: int) -> None:
         """Told at once, or before the next input when that waits."""
         self._size = self._RESIZE + self._SIZE.pack(rows, columns)
         with suppress(OSError):

@@ -18,6 +18,7 @@ from crishim.model.session import Ending, Exited, Failed
 CLOSE_SIGNAL = 255
 
 SPDY_EXEC_PROTOCOLS = ("v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io")
+SPDY_WITHOUT_RESIZE = ("v2.channel.k8s.io", "channel.k8s.io")
 SPDY_FORWARD_PROTOCOLS = ("portforward.k8s.io",)
 WEBSOCKET_EXEC_PROTOCOLS = (
     "v5.channel.k8s.io",

@@ -78,8 +78,8 @@ class ExecChannels(Protocol):
         ...
 
 
-def wanted_channels(*, tty: bool, stdin: bool, stdout: bool, stderr: bool, protocol: str) -> frozenset[Channel]:
-    """The channels that a client of this protocol opens for a request; resize came with v3."""
+def wanted_channels(*, tty: bool, stdin: bool, stdout: bool, stderr: bool, resizes: bool) -> frozenset[Channel]:
+    """The channels of a request; resizes: whether the client's protocol has the one for sizes."""
     wanted = {Channel.ERROR}
     if stdin:
         wanted.add(Channel.STDIN)
@@ -87,7 +87,7 @@ def wanted_channels(*, tty: bool, stdin: bool, stdout: bool, stderr: bool, proto
         wanted.add(Channel.STDOUT)
     if stderr and not tty:
         wanted.add(Channel.STDERR)
-    if tty and protocol not in ("v2.channel.k8s.io", "channel.k8s.io"):
+    if tty and resizes:
         wanted.add(Channel.RESIZE)
     return frozenset(wanted)
 

@@ -60,6 +60,11 @@ ForwardEvent = ForwardOpened | ForwardInput | ForwardInputEnded | ForwardReset |
 class Forwards(Protocol):
     """All forwards of one connection."""
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more can be sent."""
+        ...
+
     def start(self) -> list[ForwardEvent]:
         """The upgrade was answered."""
         ...
@@ -270,6 +275,11 @@ class WebSocketForwards:
         self._codec = ChannelCodec(protocol)
         self._ports = ports
         self._open = set(range(len(ports)))
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more can be sent."""
+        return self._socket.closed
 
     def start(self) -> list[ForwardEvent]:
         """Each channel begins with its port, so that the client knows which is which."""

@@ -10,6 +10,7 @@ import asyncio
 import os
 import tempfile
 from collections import deque
+from collections.abc import Callable
 
 _CHUNK_BYTES = 64 << 10
 
@@ -17,8 +18,20 @@ _CHUNK_BYTES = 64 << 10
 class Spool:
     """Bytes in order, for one writer and one reader on the same loop; owns its file until `close`."""
 
-    def __init__(self, *, memory_bytes: int = 1 << 20, file_bytes: int = 64 << 20) -> None:
-        """memory_bytes: kept in memory; file_bytes: beyond that in a file without a name. Together the bound."""
+    def __init__(
+        self,
+        *,
+        memory_bytes: int = 1 << 20,
+        file_bytes: int = 64 << 20,
+        on_take: Callable[[], None] = lambda: None,
+    ) -> None:
+        """memory_bytes: kept in memory; file_bytes: beyond that in a file without a name. Together the bound.
+
+        on_take: called after something was taken out.
+        """
+        self._on_take = on_take
+        #: all that was ever taken out
+        self.taken_bytes = 0
         self._memory_bytes = memory_bytes
         self._file_bytes = file_bytes
         self._pieces: deque[bytes] = deque()
@@ -35,6 +48,11 @@ class Spool:
     def size(self) -> int:
         """Bytes that wait."""
         return self._in_memory + self._write_at - self._read_at
+
+    @property
+    def is_spilled(self) -> bool:
+        """Whether some of it is in the file."""
+        return self._write_at > self._read_at
 
     @property
     def is_full(self) -> bool:
@@ -80,6 +98,8 @@ class Spool:
             if data:
                 if not self.is_full or self.size < self._memory_bytes + self._file_bytes // 2:
                     self._room.set()
+                self.taken_bytes += len(data)
+                self._on_take()
                 return data
             if self._ended:
                 return None
