@@ -322,14 +322,23 @@ class Monitor:
         for a new one (NamespaceKind.PID in the spec) or the host's. stdio: stdin, stdout and stderr instead of a log.
         Raises StartFailed with a sentence (nothing is left), InvalidSpec for a field that cannot be honoured.
         """
-        body = value.container_value(spec, self._hierarchy)
-        body["pid_namespace"] = pid_target and pid_target.encode()
+        container = value.container_value(spec, self._hierarchy)
+        container["pid_namespace"] = pid_target and pid_target.encode()
         named = list(zip((b"stdin", b"stdout", b"stderr"), stdio, strict=False))
         for name, fd in ((b"console", spec.process.console_socket), (b"pidfd", spec.process.pidfd_socket)):
             if fd is not None:
                 named.append((name, fd))
         named += [(b"extra", fd) for fd in spec.process.extra_files]
-        body["descriptors"] = [name for name, _ in named]
+        container["descriptors"] = [name for name, _ in named]
+        body: dict[str, object] = {
+            "id": container["id"],
+            "cgroup": container["cgroup"],
+            "own_pid_namespace": b"pid" in container["new_namespaces"],  # type: ignore[operator]
+            "terminal": spec.process.terminal,
+            "log": container["log"],
+            "stdin_once": spec.stdin_once,
+            "spec": wire.encode(container),  # for the starter: the monitor itself does not look
+        }
         message = await self._request(wire.START_CONTAINER, body, [fd for _, fd in named])
         phases = message.body["phases_ns"]
         assert isinstance(phases, dict)

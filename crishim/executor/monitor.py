@@ -14,8 +14,8 @@ from _socket import AF_UNIX, SO_PEERCRED, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQP
 
 from crishim.cgroups import effects
 from crishim.cgroups.hierarchy import Hierarchy
-from crishim.executor import podinit, records, wire
-from crishim.executor.init import InitProcess, start
+from crishim.executor import podinit, records, starter, wire
+from crishim.executor.init import InitProcess
 from crishim.executor.loop import Loop
 from crishim.executor.lower import Privileges
 from crishim.executor.prepare import StepFailed
@@ -45,6 +45,8 @@ class Monitor:
         self.loop = Loop(self._rest)
         #: by container id, running and exited, until the server forgets them
         self.containers: dict[bytes, InitProcess] = {}
+        #: processes of starts under way
+        self.starters: set[int] = set()
         #: reaper of a shared PID namespace: (pid, pidfd), or None
         self.pod_init: tuple[int, int] | None = None
         self.netns_pin: bytes | None = None
@@ -135,6 +137,9 @@ class Monitor:
             self._drop(connection)
             return
         try:
+            if message.kind == wire.START_CONTAINER:
+                self._start(connection, message)
+                return
             body, fds = self._answer(message)
             kind = wire.OK
         except StepFailed as error:
@@ -147,9 +152,7 @@ class Monitor:
         finally:
             message.close()
         try:
-            wire.send(connection, kind, message.seq, self.sandbox_id, body, fds)
-        except OSError:
-            self._drop(connection)
+            self._reply(connection, kind, message.seq, body, fds)
         finally:
             if message.kind in (wire.OPEN_SOCKET, wire.OPEN_NETNS, wire.ATTACH):
                 for fd in fds:
@@ -158,8 +161,6 @@ class Monitor:
     def _answer(self, message: Message) -> tuple[dict[str, object], list[int]]:
         kind = message.kind
         body = message.body
-        if kind == wire.START_CONTAINER:
-            return self._start(message)
         if kind == wire.STATE:
             return self._state()
         if kind == wire.OPEN_SOCKET:
@@ -187,21 +188,83 @@ class Monitor:
             raise StepFailed(f"the monitor does not know request {kind}")
         return {}, []
 
-    def _start(self, message: Message) -> tuple[dict[str, object], list[int]]:
-        container_id = message.body["id"]
-        assert isinstance(container_id, bytes)
-        known = self.containers.get(container_id)
-        if known is not None and known.exit is None:
+    def _reply(
+        self, connection: socket, kind: int, seq: int, body: dict[str, object], fds: list[int] | None = None
+    ) -> None:
+        if connection not in self._connections:
+            return
+        try:
+            wire.send(connection, kind, seq, self.sandbox_id, body, fds or [])
+        except OSError:
+            self._drop(connection)
+
+    def _start(self, connection: socket, message: Message) -> None:
+        """Clone a starter; its answer comes through the loop, so that nothing here waits for a host path."""
+        body = message.body
+        container_id, spec = body["id"], body["spec"]
+        assert isinstance(container_id, bytes) and isinstance(spec, bytes)
+        if container_id in self.containers and self.containers[container_id].exit is None:
             raise StepFailed(f"container {_text(container_id)} is already started")
-        init = start(self, message)
+        init = InitProcess(body)
+        init.open_log()
+        ours, theirs = wire.pair()
+        pid, pidfd = process.clone3(0)
+        if pid == 0:
+            starter.run(self, spec, message.fds, theirs)
+        theirs.close()
+        self.starters.add(pid)
         self.containers[container_id] = init
+
+        def answered() -> None:
+            self.loop.forget(ours.fileno())
+            self._started(connection, message.seq, init, ours)
+            ours.close()
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            os.close(pidfd)
+            self.starters.remove(pid)
+
+        self.loop.watch(ours.fileno(), answered)
+
+    def _started(self, connection: socket, seq: int, init: InitProcess, answer: socket) -> None:
+        message = wire.receive(answer)
+        if message is None or message.kind == wire.ERROR:
+            self._undo_start(init, message)
+            text = "the start was killed" if message is None else message.body["message"]
+            self._reply(connection, wire.ERROR, seq, {"message": text})
+            return
+        init.take(message.body, message.fds)
         self.loop.watch(init.pidfd, lambda: self._init_exited(init))
         init.watch_output(self.loop)
-        return {
+        body: dict[str, object] = {
             "pid": init.pid,
             "started_at_ns": init.started_at_ns,
-            "phases_ns": init.phases_ns,
-        }, [init.pidfd]
+            "phases_ns": message.body["phases_ns"],
+        }
+        self._reply(connection, wire.OK, seq, body, [init.pidfd])
+
+    def _undo_start(self, init: InitProcess, message: Message | None) -> None:
+        """Nothing of a failed start stays: neither the process nor descriptors nor the cgroup."""
+        effects.kill(self.hierarchy, init.cgroup)
+        if message is not None and message.fds:
+            os.waitid(os.P_PIDFD, message.fds[0], os.WEXITED)
+            message.close()
+        elif message is None:
+            self._reap_strays()
+        del self.containers[init.id]
+        init.close(self.loop)
+        effects.remove(self.hierarchy, init.cgroup)
+
+    def _reap_strays(self) -> None:
+        """Reap an init whose starter was killed before it could tell us of it, when the kill of its cgroup arrives."""
+        known = {init.pid for init in self.containers.values()} | self.starters
+        if self.pod_init is not None:
+            known.add(self.pod_init[0])
+        for _ in range(100):
+            with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
+                strays = {int(pid) for pid in file.read().split()} - known
+            if all(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None for pid in strays):
+                return
+            time.sleep(0.01)
 
     def _state(self) -> tuple[dict[str, object], list[int]]:
         fds: list[int] = []
@@ -209,6 +272,8 @@ class Monitor:
         for init in self.containers.values():
             entry: dict[str, object] = {"id": init.id, "pid": init.pid, "started_at_ns": init.started_at_ns}
             entry["exit"] = init.exit
+            if init.pidfd < 0:
+                continue  # its starter is at work, and the answer will tell
             if init.exit is None:
                 entry["pidfd"] = len(fds)
                 fds.append(init.pidfd)

@@ -31,12 +31,13 @@ class Opened:
     def __init__(self) -> None:
         self.by_role: dict[bytes, int] = {}
 
-    def close(self) -> None:
-        """Close all of them; the child has its own copies."""
-        for fd in self.by_role.values():
-            if fd >= 0:
-                os.close(fd)
-        self.by_role = {}
+    def close_but(self, *kept: bytes) -> None:
+        """Close all but the roles `kept`; the child has its own copies."""
+        for role, fd in list(self.by_role.items()):
+            if role not in kept:
+                del self.by_role[role]
+                if fd >= 0:
+                    os.close(fd)
 
 
 class StepFailed(Exception):

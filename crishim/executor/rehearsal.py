@@ -108,7 +108,7 @@ def _rehearse_messages(seed: Seed, privileges: Privileges) -> None:
     opened.by_role[b"proc"] = os.dup(seed.proc)
     lower(plan.init_steps(message.body, opened.by_role), privileges, here.fileno())
     prepare.clone_flags(message.body)
-    opened.close()
+    opened.close_but()
     message.close()
     data = b"line\n" * 100
     log_format.format_lines(data, b"stdout", log_format.stamp(1))

@@ -43,8 +43,10 @@ class Zygote:
         self.seed = seed
         self.privileges = privileges
         self.roles = roles
-        self.loop = Loop(lambda: None)
+        self.loop = Loop(self._reap_adopted)
         self.execs: dict[int, Exec] = {}
+        #: pidfd -> pid of monitors and roles
+        self.forked: dict[int, int] = {}
         self._own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
 
     def serve(self) -> None:
@@ -121,14 +123,15 @@ class Zygote:
             try:
                 self.control.close()
                 self.loop.close()
-                for exec_ in self.execs.values():
-                    os.close(exec_.pidfd)
+                for fd in (*self.execs, *self.forked):
+                    os.close(fd)
                 run(message)
                 code = 0
             finally:
                 os._exit(code)
         pidfd = os.pidfd_open(pid)
         ours = os.dup(pidfd)
+        self.forked[ours] = pid
         self.loop.watch(ours, lambda: self._forked_exited(ours))
         return wire.OK, {"pid": pid}, [pidfd]
 
@@ -136,6 +139,19 @@ class Zygote:
         if os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG) is not None:
             self.loop.forget(pidfd)
             os.close(pidfd)
+            del self.forked[pidfd]
+            self._reap_adopted()
+
+    def _reap_adopted(self) -> None:
+        """Containers of a monitor that was killed became our children, and nobody else waits for them."""
+        known = {exec_.pid for exec_ in self.execs.values()} | {*self.forked.values()}
+        try:
+            while (info := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                if info.si_pid in known:  # its own callback is about to run
+                    return
+                os.waitid(os.P_PID, info.si_pid, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            pass
 
     def _run_monitor(self, message: Message) -> None:
         """The first descriptor is the server's connection, the second the sandbox directory."""

@@ -13,6 +13,7 @@ from crishim.linux.syscall import call, libc, number
 
 CLONE_NEWTIME = 0x80
 CLONE_PIDFD = 0x1000
+CLONE_PARENT = 0x8000
 CLONE_NEWNS = 0x20000
 CLONE_NEWCGROUP = 0x2000000
 CLONE_NEWUTS = 0x4000000
@@ -54,14 +55,15 @@ _SCHED_SETATTR = number("sched_setattr")
 def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
     """(pid, pidfd) in the parent, (0, -1) in the child; CLONE_PIDFD is always set.
 
+    With CLONE_PARENT the child is a sibling: the caller's parent reaps it.
     cgroup: descriptor of a cgroup v2 directory the child is born in, or -1. The child shares nothing and must not
     return into the caller's loop. Source: clone3(2), Linux 5.3 (5.7 for the cgroup).
     """
     pidfd = ctypes.c_int(-1)
     flags |= CLONE_PIDFD | (CLONE_INTO_CGROUP if cgroup >= 0 else 0)
-    args = struct.pack(
-        "=11Q", flags, ctypes.addressof(pidfd), 0, 0, SIGCHLD, 0, 0, 0, 0, 0, cgroup if cgroup >= 0 else 0
-    )
+    exit_signal = 0 if flags & CLONE_PARENT else SIGCHLD  # a sibling has its creator's
+    into = cgroup if cgroup >= 0 else 0
+    args = struct.pack("=11Q", flags, ctypes.addressof(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, into)
     pid = call(_CLONE3, args, len(args))
     return pid, pidfd.value if pid else -1
 

@@ -1,0 +1,213 @@
+"""Starts one container: a short-lived child of the monitor that opens, clones and waits for the report.
+
+The container's init is cloned with CLONE_PARENT, so it is the monitor's child. What a start touches dies with the
+starter: the monitor stays small, and a source that hangs (a dead network file system) hangs the starter, not the pod's
+logs. The answer to the monitor is one message, with the init's pidfd first.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import time
+from _signal import pidfd_send_signal
+from _socket import AF_UNIX, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET, socket, socketpair
+
+from crishim.cgroups import effects
+from crishim.cgroups.planned import CgroupPlan
+from crishim.executor import child, plan, prepare, wire
+from crishim.executor.lower import lower
+from crishim.executor.prepare import Opened, StepFailed
+from crishim.linux import process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from crishim.executor.monitor import Monitor
+
+
+class Started:
+    """What the monitor is told: the init and the monitor's ends of its stdio."""
+
+    __slots__ = ("outputs", "phases_ns", "pid", "pidfd", "stdin")
+
+    def __init__(self) -> None:
+        self.pid = 0
+        self.pidfd = -1
+        #: durations: cgroup, mounts, clone, setup
+        self.phases_ns: dict[str, int] = {}
+        #: (descriptor to read, stream of the log)
+        self.outputs: list[tuple[int, int]] = []
+        #: pipe or pty master to write to, -1 for none
+        self.stdin = -1
+
+
+def run(monitor: Monitor, spec: bytes, given: list[int], answer: socket) -> None:
+    """Start the container of an encoded spec and answer; never returns.
+
+    given: descriptors of a library caller, which "descriptors" in the spec names.
+    """
+    started = Started()
+    try:
+        container = wire.decode(spec)
+        assert isinstance(container, dict)
+        _start(monitor, container, given, started)
+        body: dict[str, object] = {
+            "pid": started.pid,
+            "phases_ns": started.phases_ns,
+            "streams": [stream for _, stream in started.outputs],
+            "stdin": started.stdin >= 0,
+        }
+        fds = [started.pidfd, *(fd for fd, _ in started.outputs)]
+        wire.send(answer, wire.OK, 0, b"", body, fds + ([started.stdin] if started.stdin >= 0 else []))
+        os._exit(0)
+    except StepFailed as error:
+        text = str(error)
+    except OSError as error:
+        text = os.strerror(error.errno or 0).lower()
+    except BaseException as error:
+        text = f"starter: {error!r}"
+    if started.pidfd >= 0:
+        try:
+            pidfd_send_signal(started.pidfd, 9)
+        except ProcessLookupError:
+            pass
+    wire.send(answer, wire.ERROR, 0, b"", {"message": text}, [started.pidfd] if started.pidfd >= 0 else [])
+    os._exit(0)
+
+
+def _start(monitor: Monitor, container: dict[str, object], given: list[int], started: Started) -> None:
+    opened = Opened()
+    times = [time.monotonic_ns()]
+    _make_cgroup(monitor, container)
+    times.append(time.monotonic_ns())
+    _open_sources(monitor, container, opened)
+    _open_stdio(container, given, opened, started)
+    steps = plan.init_steps(container, opened.by_role)
+    times.append(time.monotonic_ns())
+    report, reports = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+    _clone(monitor, started, container, steps, reports)
+    reports.close()
+    opened.close_but(b"console", b"pidfd")
+    times.append(time.monotonic_ns())
+    _await_report(started, steps, report, opened.by_role)
+    times.append(time.monotonic_ns())
+    if b"pidfd" in opened.by_role:
+        _send_descriptor(opened.by_role[b"pidfd"], started.pidfd, b"standard")
+    names = ("cgroup", "mounts", "clone", "setup")
+    started.phases_ns = {name: after - before for name, before, after in zip(names, times, times[1:])}
+
+
+def _make_cgroup(monitor: Monitor, container: dict[str, object]) -> None:
+    try:
+        effects.create(monitor.hierarchy, CgroupPlan.from_value(container["cgroup_plan"]))  # type: ignore[arg-type]
+    except OSError as error:
+        raise StepFailed(f'making the cgroup "{container["cgroup"]}": {error.strerror or error}') from None
+
+
+def _open_sources(monitor: Monitor, container: dict[str, object], opened: Opened) -> None:
+    cgroup = str(container["cgroup"])
+    roles = opened.by_role
+    prepare.open_namespaces(container, opened)
+    prepare.open_mounts(container, opened)
+    try:
+        roles[b"root"] = prepare.open_root(container["rootfs"])  # type: ignore[arg-type]
+    except OSError as error:
+        raise StepFailed(f"mounting the root file system: {os.strerror(error.errno or 0).lower()}") from None
+    for index, path in enumerate(effects.procs_files(monitor.hierarchy, cgroup)):
+        roles[b"procs:%d" % index] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    for index, item in enumerate(container["mounts"]):  # type: ignore[arg-type, var-annotated]
+        if item["kind"] == b"cgroup":
+            prepare.open_cgroups(monitor.hierarchy, cgroup, index, item, opened)
+    roles[b"proc"] = os.dup(monitor.seed.proc)
+
+
+def _open_stdio(container: dict[str, object], given: list[int], opened: Opened, started: Started) -> None:
+    """Pipes to the monitor, or the caller's descriptors; -1 is the container's /dev/null."""
+    roles = opened.by_role
+    descriptors = container["descriptors"]
+    process_ = container["process"]
+    assert isinstance(descriptors, list) and isinstance(process_, dict)
+    for name in (b"stdin", b"stdout", b"stderr"):
+        roles[name] = -1
+    # what the caller's descriptors are, in order: "stdin", "stdout", "stderr", "console", "pidfd", "extra"
+    for index, (name, fd) in enumerate(zip(descriptors, given)):
+        roles[b"extra:%d" % index if name == b"extra" else name] = fd
+    wanted = container["log"] or container["stdin"]
+    if b"stdout" in descriptors or process_["terminal"] or not wanted:
+        return
+    for stream, name in ((1, b"stdout"), (2, b"stderr")):
+        ours, roles[name] = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(ours, False)
+        started.outputs.append((ours, stream))
+    if container["stdin"]:
+        roles[b"stdin"], started.stdin = os.pipe2(os.O_CLOEXEC)
+
+
+def _clone(
+    monitor: Monitor, started: Started, container: dict[str, object], steps: list[plan.Step], reports: socket
+) -> None:
+    report = fcntl.fcntl(reports.fileno(), fcntl.F_DUPFD_CLOEXEC, 10)
+    program = lower(steps, monitor.privileges, report)
+    cgroup = effects.open_dir(monitor.hierarchy, str(container["cgroup"]))
+    if container["pid_namespace"] is not None:
+        _enter_pid_namespace(monitor, container["pid_namespace"])
+    flags = prepare.clone_flags(container) | process.CLONE_PARENT
+    try:
+        started.pid, started.pidfd = monitor.seed.clone(flags, cgroup)
+    except OSError as error:
+        raise StepFailed(f"clone3: {os.strerror(error.errno or 0).lower()}") from None
+    if started.pid == 0:
+        child.run(program, report)
+    os.close(report)
+
+
+def _enter_pid_namespace(monitor: Monitor, target: object) -> None:
+    """Children will be born in the namespace of the pod's init ("pod") or of the process `target`."""
+    if target == b"pod":
+        if monitor.pod_init is None:
+            raise StepFailed("the pod's shared PID namespace is gone")
+        process.setns(monitor.pod_init[1], process.CLONE_NEWPID)
+        return
+    assert isinstance(target, bytes)
+    other = monitor.containers.get(target)
+    if other is None or other.exit is not None:
+        raise StepFailed(f"target container {target.decode('utf-8', 'replace')} does not run")
+    process.setns(other.pidfd, process.CLONE_NEWPID)
+
+
+def _await_report(started: Started, steps: list[plan.Step], report: socket, roles: dict[bytes, int]) -> None:
+    """Until the child reached execve(2) (end of file) or told what failed."""
+    ready = False
+    while True:
+        data, ancillary, _, _ = report.recvmsg(4096, 64, MSG_CMSG_CLOEXEC)
+        for level, kind, content in ancillary:
+            if level == SOL_SOCKET and kind == SCM_RIGHTS:
+                _take_console(started, int.from_bytes(content[:4], "little"), roles)
+        if not data and ready:
+            return
+        if not data:
+            raise StepFailed("the process was killed while it was being set up (is its memory limit too low?)")
+        kind, index, code = child.REPORT.unpack_from(data)
+        ready = ready or kind == child.READY
+        if kind == child.FAILED:
+            raise StepFailed(plan.describe(steps[index], code, data[child.REPORT.size :]))
+
+
+def _send_descriptor(sock: int, fd: int, text: bytes) -> None:
+    """Hand a descriptor to a caller's socket, as libcontainer's console and pidfd sockets get theirs."""
+    peer = socket(fileno=os.dup(sock))
+    try:
+        peer.sendmsg([text], [(SOL_SOCKET, SCM_RIGHTS, array.array("i", [fd]))])
+    finally:
+        peer.close()
+
+
+def _take_console(started: Started, master: int, roles: dict[bytes, int]) -> None:
+    if b"console" in roles:
+        _send_descriptor(roles[b"console"], master, b"console")
+        os.close(master)
+        return
+    os.set_blocking(master, False)
+    started.outputs.append((master, 1))
+    started.stdin = os.dup(master)
