@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from crishim.cgroups import effects
+from crishim.cgroups.hierarchy import Hierarchy, detect
 from crishim.cri.client import Client
 from crishim.cri.client import messages as m
 
@@ -137,11 +139,23 @@ class Server:
             if self.process is not None and self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
+            self._clear()
             if self._holder is not None:
                 assert self._holder.stdout is not None
                 self._holder.stdout.close()
                 self._holder.kill()
                 self._holder.wait()
+
+    def _clear(self) -> None:
+        """After a test that failed: nothing of this instance may stay on the machine."""
+        for pid in self.monitors():
+            os.kill(pid, signal.SIGKILL)
+        for pin in Path("/run/netns").glob(f"crishim-{self.instance}-*"):
+            subprocess.run(["umount", "--lazy", str(pin)], check=False, capture_output=True)
+            pin.unlink()
+        hierarchy = detect()
+        path = f"/crishim-{self.instance}.slice"
+        wait_until(lambda: _removed(hierarchy, path), f"an empty {path}")
 
     # -- calls
 
@@ -225,6 +239,11 @@ class Server:
             return []
         pids = [int(pid) for pid in procs.read_text().split()]
         return [pid for pid in pids if _name(pid) == "crishim-monitor"]
+
+
+def _removed(hierarchy: Hierarchy, path: str) -> bool:
+    effects.kill(hierarchy, path)
+    return effects.remove(hierarchy, path)
 
 
 def _name(pid: int) -> str:
