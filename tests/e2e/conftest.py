@@ -11,6 +11,7 @@ import pytest
 from tests.e2e.node import Node
 
 _SHOWN_LINES = 60
+_node = pytest.StashKey[Node]()
 _PROGRAMS = ("unshare", "nsenter", "ip", "mount", "busybox")
 
 
@@ -24,8 +25,9 @@ def can_make_nodes() -> None:
 
 
 @pytest.fixture(scope="module")
-def node(can_make_nodes: None) -> Iterator[Node]:
+def node(can_make_nodes: None, request: pytest.FixtureRequest) -> Iterator[Node]:
     with Node() as node:
+        request.session.stash[_node] = node
         yield node
 
 
@@ -35,8 +37,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Adds the ends of the node's logs to a failure: the node and its files are gone when it is read."""
     report = yield
-    node = getattr(item, "funcargs", {}).get("node")
-    if report.failed and isinstance(node, Node):
+    node = item.session.stash.get(_node, None)
+    if report.failed and node is not None:
         for path in sorted(node.directory.glob("*.log")):
             lines = path.read_text(errors="replace").splitlines()[-_SHOWN_LINES:]
             report.sections.append((f"end of {path.name}", "\n".join(line[:400] for line in lines)))

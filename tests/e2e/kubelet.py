@@ -125,7 +125,11 @@ class Kubelet:
             statuses = (pod or {}).get("status", {}).get("containerStatuses", [])
             return pod if statuses and all(status["ready"] for status in statuses) else None
 
-        return wait_until(ready, deadline_s=deadline_s, what=f"pod {name} to be ready: {self.pods().get(name)}")
+        return wait_until(
+            ready,
+            deadline_s=deadline_s,
+            what=lambda: f"pod {name} to be ready: {self.pods().get(name, {}).get('status')}",
+        )
 
     def container_status(self, name: str, container: str) -> dict[str, Any]:
         """One container's status of a pod; empty before the kubelet has one."""

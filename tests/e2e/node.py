@@ -27,15 +27,18 @@ POLL_S = 0.05
 AGENT = Path(__file__).with_name("agent.py")
 
 
-def wait_until(condition: Callable[[], T | None], *, deadline_s: float, what: str) -> T:
-    """The first true answer of the condition. Raises TimeoutError, which says what was waited for."""
+def wait_until(condition: Callable[[], T | None], *, deadline_s: float, what: str | Callable[[], str]) -> T:
+    """The first true answer of the condition. Raises TimeoutError, which says what was waited for.
+
+    `what` is a function when it describes a state: that at the end is of interest.
+    """
     end = time.monotonic() + deadline_s
     while True:
         answer = condition()
         if answer:
             return answer
         if time.monotonic() > end:
-            raise TimeoutError(f"not within {deadline_s:.0f} s: {what}")
+            raise TimeoutError(f"not within {deadline_s:.0f} s: {what if isinstance(what, str) else what()}")
         time.sleep(POLL_S)
 
 

@@ -83,7 +83,7 @@ class Soak:
         while self._pods:
             self.end_pod()
         assert self._client.sandboxes() == set()
-        wait_until(lambda: self._left() == [], deadline_s=30, what=f"nothing to be left: {self._left()}")
+        wait_until(lambda: self._left() == [], deadline_s=30, what=lambda: f"nothing to be left: {self._left()}")
         self._client.close()
 
     def _left(self) -> list[str]:

@@ -229,4 +229,4 @@ def test_a_removed_manifest_leaves_nothing(cluster: Cluster) -> None:
             *(str(path) for base in directories if base.exists() for path in base.iterdir()),
         ]
 
-    wait_until(lambda: leftovers() == [], deadline_s=90, what=f"nothing to be left: {leftovers()}")
+    wait_until(lambda: leftovers() == [], deadline_s=90, what=lambda: f"nothing to be left: {leftovers()}")
