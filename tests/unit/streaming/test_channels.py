@@ -96,7 +96,14 @@ def test_sizes_are_read_whatever_the_case_of_their_keys_and_where_they_are_cut()
 
 @pytest.mark.parametrize(
     "text",
-    ['{"Width":0,"Height":4}', '{"Width":1}', '{"Width":true,"Height":1}', '{"Width":70000,"Height":1}', "[1]", "7"],
+    [
+        '{"Width":0,"Height":4}',
+        '{"Width":1}',
+        '{"Width":true,"Height":1}',
+        '{"Width":70000,"Height":1}',
+        "[1]",
+        "7",
+    ],
 )
 def test_sizes_that_are_none_are_left_out(text: str) -> None:
     assert list(ResizeDecoder().feed(text.encode())) == []
@@ -254,11 +261,10 @@ def test_a_spdy_session_ends_with_ends_the_status_and_goaway_last() -> None:
     channels.send_output(Channel.STDOUT, b"out")
     channels.finish(Exited(3))
     events = [event for event in client.hear(channels.take_output()) if not isinstance(event, spdy.StreamReplied)]
-    ends = [event.stream_id for event in events if isinstance(event, spdy.DataReceived) and event.fin]
+    pieces = [event for event in events if isinstance(event, spdy.DataReceived)]
+    ends = [piece.stream_id for piece in pieces if piece.fin]
     assert ends[:3] == [streams["stdout"], streams["stderr"], streams["error"]]
-    status = [
-        event.data for event in events if isinstance(event, spdy.DataReceived) and event.stream_id == streams["error"]
-    ]
+    status = [piece.data for piece in pieces if piece.stream_id == streams["error"]]
     assert json.loads(status[0])["reason"] == "NonZeroExitCode"
     assert isinstance(events[-1], spdy.GoneAway)
 
@@ -378,7 +384,7 @@ def test_a_failure_is_text_on_the_error_stream() -> None:
     forwards.receive(client.take(), 0.0)
     forwards.fail(data, "refused")
     events = [event for event in client.hear(forwards.take_output()) if isinstance(event, spdy.DataReceived)]
-    assert events[0] == spdy.DataReceived(error, b"refused", False)
+    assert events[0] == spdy.DataReceived(error, b"refused", True)
 
 
 def test_a_second_stream_that_does_not_come_is_not_waited_for() -> None:
