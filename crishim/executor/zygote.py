@@ -68,7 +68,9 @@ class Zygote:
         message = None
         try:
             message = wire.receive(self.control)
-        except (OSError, wire.WireError) as error:
+        except OSError:
+            pass  # reset by a server that was killed with messages unread
+        except wire.WireError as error:
             print(f"crishim zygote: {error}", file=sys.stderr)
         if message is None:
             self.loop.running = False
@@ -81,11 +83,19 @@ class Zygote:
             kind, body = wire.ERROR, {"message": text, "errno": error.errno or 0}
         finally:
             message.close()
-        if kind:
-            wire.send(self.control, kind, message.seq, message.sandbox_id, body, fds)
+        self._send(kind, message.seq, message.sandbox_id, body, fds)
         if message.kind != wire.EXEC:
             for fd in fds:
                 os.close(fd)
+
+    def _send(
+        self, kind: int, seq: int, sandbox_id: bytes, body: dict[str, object], fds: list[int] | None = None
+    ) -> None:
+        """A server that is gone ends us, here as at the end of its stream."""
+        try:
+            wire.send(self.control, kind, seq, sandbox_id, body, fds or [])
+        except OSError:
+            self.loop.running = False
 
     def _answer(self, message: Message) -> tuple[int, dict[str, object], list[int]]:
         if message.kind == wire.EXEC:
@@ -113,7 +123,7 @@ class Zygote:
             "signal": killed_by,
             "ended_at_ns": time.time_ns(),
         }
-        wire.send(self.control, wire.EVENT_EXEC_EXITED, 0, b"", body)
+        self._send(wire.EVENT_EXEC_EXITED, 0, b"", body)
 
     def _fork(self, message: Message, run: Callable[[Message], None]) -> tuple[int, dict[str, object], list[int]]:
         """A child that lives on as Python, by os.fork and its hooks; it answers on the message's first descriptor."""
@@ -214,7 +224,10 @@ def main(control_fd: int) -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
-    wire.send(control, wire.OK, 0, b"", {"pid": os.getpid()})
+    try:
+        wire.send(control, wire.OK, 0, b"", {"pid": os.getpid()})
+    except OSError:
+        return  # the server did not live to see it
     zygote.serve()
 
 
