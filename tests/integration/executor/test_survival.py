@@ -198,6 +198,7 @@ def test_starts_and_execs_leave_no_descriptor_behind(make_pod: Callable[..., Pod
     def count() -> tuple[int, int]:
         return len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{pod.monitor.pid}/fd"))
 
+    pod.node.run(pod.monitor.forget("nobody"))  # once it answers this, it is done with the start
     before = count()
     for _ in range(30):
         assert pod.exec(container, program("/bin/true")).code == 0
