@@ -145,7 +145,11 @@ class Execs:
 
 
 class Leaf:
-    """A leaf "exec.N" of a container's cgroup for one exec; kept and reused while nothing is in it."""
+    """A leaf "exec.N" of a container's cgroup for one exec; kept and reused while nothing is in it.
+
+    One that was killed is made anew: since Linux 6.14 clone3 into a cgroup whose cgroup.kill was ever written compares
+    the kill counts of two different cgroups (cgroup_css_set_fork, cgroup_post_fork), and the child dies at birth.
+    """
 
     def __init__(self, executor: Executor, helper: Helper, container: LiveContainer) -> None:
         self._hierarchy = executor.hierarchy
@@ -157,7 +161,7 @@ class Leaf:
     async def __aenter__(self) -> Leaf:
         container = self._container
         for number in range(_MAX_LEAVES):
-            if number in container.busy_leaves:
+            if number in container.busy_leaves or not self._renewed(number):
                 continue
             if number in container.held_leaves:
                 if not effects.is_empty(self._hierarchy, self._path(number)):
@@ -183,9 +187,17 @@ class Leaf:
             if not effects.is_empty(self._hierarchy, self._path(self._number)):
                 container.held_leaves.add(self._number)  # a daemon of the exec lives on
 
+    def _renewed(self, number: int) -> bool:
+        """Whether the leaf may be used: one that was killed has to be gone first."""
+        killed = self._container.killed_leaves
+        if number in killed and effects.remove(self._hierarchy, self._path(number), tries=1):
+            killed.discard(number)
+        return number not in killed
+
     async def kill(self, observer: Observer, sender: Sender) -> None:
         """SIGKILL until nothing of the exec is left, daemons included."""
         observer.signal_sent("SIGKILL", sender.value)
+        self._container.killed_leaves.add(self._number)
         path = self._path(self._number)
         pause = 0.002
         for _ in range(_KILL_ROUNDS):

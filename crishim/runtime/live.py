@@ -16,7 +16,7 @@ from crishim.runtime.executor import Monitor
 class LiveContainer:
     """A container whose init runs. It owns the pidfd until `ended`."""
 
-    __slots__ = ("busy_leaves", "exited", "held_leaves", "id", "pid", "pidfd", "sandbox_id", "spec")
+    __slots__ = ("busy_leaves", "exited", "held_leaves", "id", "killed_leaves", "pid", "pidfd", "sandbox_id", "spec")
 
     def __init__(self, sandbox_id: str, spec: ContainerSpec, pid: int, pidfd: int) -> None:
         self.id = spec.id
@@ -29,6 +29,8 @@ class LiveContainer:
         #: numbers of exec leaves with a running exec, and of those that a finished exec left a process in
         self.busy_leaves: set[int] = set()
         self.held_leaves: set[int] = set()
+        #: those that were killed and must be made anew
+        self.killed_leaves: set[int] = set()
 
 
 class Live:
