@@ -82,15 +82,19 @@ def join(h: Hierarchy, path: str | bytes, pid: int, *, unified: bool = True) -> 
     For an exec leaf, trees that do not have the leaf take the container's cgroup. Moving all threads, so `pid` may be
     any of the process. ProcessLookupError when it is gone.
     """
-    for file in procs_files(h, path):
-        _move(file, pid)
+    for tree in h.v1_trees():
+        _move(_with_leaf(tree, path) + b"/cgroup.procs", pid)
     if unified and h.mount:
         _move(_with_leaf(h.mount, path) + b"/cgroup.procs", pid)
 
 
-def procs_files(h: Hierarchy, path: str | bytes) -> list[bytes]:
-    """The cgroup.procs files of v1 trees that a process born in the v2 cgroup still has to enter, in order."""
-    return [_with_leaf(tree, path) + b"/cgroup.procs" for tree in h.v1_trees()]
+def task_files(h: Hierarchy, path: str | bytes) -> list[bytes]:
+    """The files of v1 trees that a process with one thread, born in the v2 cgroup, still writes "0" to, in order.
+
+    "tasks", not "cgroup.procs": a thread that moves itself does not take the kernel's global lock of all thread groups,
+    whose first taker waits for an RCU grace period (20 ms measured).
+    """
+    return [_with_leaf(tree, path) + b"/tasks" for tree in h.v1_trees()]
 
 
 def directories(h: Hierarchy, path: str | bytes) -> list[tuple[bytes, bytes]]:

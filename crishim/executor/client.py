@@ -568,7 +568,7 @@ class Executor:
             body["namespaces"] = flags
             body["join_pid"] = NamespaceKind.PID in spec.namespaces
             body["leaf"] = leaf if spec.leaf else ""
-            body["cgroup_procs"] = effects.procs_files(self.hierarchy, spec.cgroup_path)
+            body["cgroup_procs"] = effects.task_files(self.hierarchy, spec.cgroup_path)
             seq = self._connection.next_seq()
             ended: asyncio.Future[ExecExit] = asyncio.get_running_loop().create_future()
             self._execs[seq] = ended

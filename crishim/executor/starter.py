@@ -114,7 +114,7 @@ def _open_sources(monitor: Monitor, container: dict[str, object], opened: Opened
         roles[b"root"] = prepare.open_root(container["rootfs"])  # type: ignore[arg-type]
     except OSError as error:
         raise StepFailed(f"mounting the root file system: {os.strerror(error.errno or 0).lower()}") from None
-    for index, path in enumerate(effects.procs_files(monitor.hierarchy, cgroup)):
+    for index, path in enumerate(effects.task_files(monitor.hierarchy, cgroup)):
         roles[b"procs:%d" % index] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     for index, item in enumerate(container["mounts"]):  # type: ignore[arg-type, var-annotated]
         if item["kind"] == b"cgroup":

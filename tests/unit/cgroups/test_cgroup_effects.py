@@ -96,7 +96,7 @@ def test_remove_takes_the_children_first_and_leaves_what_is_busy(v2: FakeV2) -> 
 
 def test_directories_are_named_as_the_container_sees_them(v2: FakeV2) -> None:
     assert effects.directories(v2.hierarchy, "/c") == [(b"", os.fsencode(v2.root / "c"))]
-    assert effects.procs_files(v2.hierarchy, "/c") == []
+    assert effects.task_files(v2.hierarchy, "/c") == []
     merged = Hierarchy("v1", b"", {"cpu": b"/g/cpu,cpuacct", "cpuacct": b"/g/cpu,cpuacct", "pids": b"/g/pids"})
     assert effects.directories(merged, "/c") == [(b"cpu,cpuacct", b"/g/cpu,cpuacct/c"), (b"pids", b"/g/pids/c")]
     assert effects.open_dir(merged, "/c") == -1
