@@ -6,9 +6,14 @@ The process never blocks on us: the pipes are read to their end whatever is kept
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+from contextlib import suppress
 
-_READ_BYTES = 1 << 16
+#: a pipe that was found full is given this size, so that a flood costs fewer wake-ups
+_PIPE_BYTES = 1 << 20
+_F_SETPIPE_SZ = 1031
+_FULL_BYTES = 1 << 16
 
 
 class Capture:
@@ -61,7 +66,7 @@ class Capture:
     def _readable(self, stream: int) -> None:
         fd = self._open[stream]
         try:
-            data = os.read(fd, _READ_BYTES)
+            data = os.read(fd, _PIPE_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -69,6 +74,9 @@ class Capture:
         if not data:
             self._end(stream)
             return
+        if len(data) == _FULL_BYTES:
+            with suppress(OSError):  # the user's share of pipe pages is used up
+                fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_BYTES)
         kept = data[: self._left]
         if kept:
             self._parts[stream].append(kept)
