@@ -9,7 +9,7 @@ from contextlib import suppress
 READ_BYTES = 64 << 10
 _HIGH_WATER_BYTES = 256 << 10
 #: answers to pings and resets for a client that does not read; output waits long before
-_ABORT_BYTES = 8 << 20
+_ABORT_BYTES = 2 << 20
 
 
 class Link:

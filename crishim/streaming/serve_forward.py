@@ -29,8 +29,8 @@ from crishim.streaming.use_cases import UseCases
 
 _SPOOL_MEMORY_BYTES = 256 << 10
 #: of all forwards of one connection
-_WAITING_BYTES = 64 << 20
-_STUCK_S = 30.0
+WAITING_BYTES = 64 << 20
+STUCK_S = 30.0
 #: how long a forward whose pod has ended waits for more of its client
 _HALF_OPEN_S = 60.0
 
@@ -47,7 +47,8 @@ class ForwardService:
         *,
         stopping: asyncio.Event,
         creation_s: float,
-        stuck_s: float = _STUCK_S,
+        stuck_s: float,
+        waiting_bytes: int,
         half_open_s: float = _HALF_OPEN_S,
     ) -> None:
         """creation_s: how long the client may take to open the second stream of a forward."""
@@ -58,6 +59,7 @@ class ForwardService:
         self._stopping = stopping
         self._creation_s = creation_s
         self._stuck_s = stuck_s
+        self._waiting_bytes = waiting_bytes
         self._half_open_s = half_open_s
         self._inputs: dict[int, Spool] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -125,11 +127,11 @@ class ForwardService:
 
     async def _make_room(self) -> None:
         """Return when less waits than may; see above for what happens to who is stuck."""
-        while any(spool.is_spilled for spool in self._inputs.values()) and self._waiting() >= _WAITING_BYTES:
+        while any(spool.is_spilled for spool in self._inputs.values()) and self._waiting() >= self._waiting_bytes:
             before = {forward: spool.taken_bytes for forward, spool in self._inputs.items()}
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._stuck_s):
-                    while self._waiting() >= _WAITING_BYTES:
+                    while self._waiting() >= self._waiting_bytes:
                         self._taken.clear()
                         await self._taken.wait()
                     return

@@ -27,7 +27,7 @@ from crishim.streaming.forward_channels import (
 )
 from crishim.streaming.link import READ_BYTES, Link
 from crishim.streaming.serve_exec import ExecService
-from crishim.streaming.serve_forward import ForwardService
+from crishim.streaming.serve_forward import STUCK_S, WAITING_BYTES, ForwardService
 from crishim.streaming.upgrade import Handshake, Purpose, Refusal, Upgrade, target, upgrade
 from crishim.streaming.use_cases import UseCases
 
@@ -58,12 +58,20 @@ class StreamingServer:
         tls: ssl.SSLContext | None = None,
         idle_s: float = IDLE_S,
         creation_s: float = CREATION_S,
+        stuck_s: float = STUCK_S,
+        waiting_bytes: int = WAITING_BYTES,
     ) -> None:
-        """idle_s: a connection without a byte for so long is cut; creation_s: for request and streams to come."""
+        """idle_s: a connection without a byte for so long is cut; creation_s: for request and streams to come.
+
+        waiting_bytes: what the forwards of one connection may have waiting for the pod; stuck_s: how long one of them
+        may take nothing when that is reached.
+        """
         self._use_cases = use_cases
         self._tls = tls
         self._idle_s = idle_s
         self._creation_s = creation_s
+        self._stuck_s = stuck_s
+        self._waiting_bytes = waiting_bytes
         self._server: asyncio.Server | None = None
         self._stopping = asyncio.Event()
         self._links: set[Link] = set()
@@ -142,9 +150,17 @@ class StreamingServer:
         request, switch = found
         if isinstance(request, PortForwardRequest):
             forwards = _forwards(request, switch)
-            await ForwardService(
-                link, forwards, self._use_cases, request, stopping=self._stopping, creation_s=self._creation_s
-            ).run()
+            service = ForwardService(
+                link,
+                forwards,
+                self._use_cases,
+                request,
+                stopping=self._stopping,
+                creation_s=self._creation_s,
+                stuck_s=self._stuck_s,
+                waiting_bytes=self._waiting_bytes,
+            )
+            await service.run()
         else:
             channels = _channels(request, switch)
             await ExecService(
