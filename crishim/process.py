@@ -21,13 +21,14 @@ import shutil
 import signal as signals
 import tempfile
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from crishim.errors import InvalidSpec, NotFound, WrongState
+from crishim.cgroups import effects
+from crishim.errors import InvalidSpec, NotFound, Unavailable, WrongState
 from crishim.executor.client import ExecProcess, ExecSpec, Executor, Monitor, PodSpec, StartedContainer
 from crishim.model.exit import ExitRecord
 from crishim.model.process import (
@@ -106,6 +107,16 @@ _MASKED = (
 _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
+def cgroup_root(pid: int | None = None) -> str:
+    """Cgroup of what a Python process runs (None: this one); no other has cgroups in it. It goes with the engine."""
+    return f"/crishim-run-{pid or os.getpid()}"
+
+
+def monitor_directories(pid: int | None = None) -> str:
+    """What the names of the monitors' directories begin with, below the directory of temporary files."""
+    return f"crishim-{pid or os.getpid()}-"
+
+
 def isolated(
     root: str | os.PathLike[str] | RootFs, *, id: str, hostname: str | None = None, network: str = "none"
 ) -> ContainerSpec:
@@ -123,7 +134,7 @@ def isolated(
         id=id,
         process=ProcessSpec(args=("/bin/sh",)),
         rootfs=root if isinstance(root, RootFs) else RootFs(path=os.path.realpath(root)),
-        cgroup=CgroupSpec(path=f"/crishim-run/{id}"),
+        cgroup=CgroupSpec(path=f"{cgroup_root()}/{id}"),
         namespaces=tuple(Namespace(kind) for kind in kinds),
         mounts=_MOUNTS,
         device_nodes=_DEVICES,
@@ -207,7 +218,7 @@ class Process:
         """How it ended; TimeoutError after `timeout_s`. May be called again."""
         self._handle()
         assert self._ended is not None
-        return _engine().call(_shielded(self._ended), timeout_s)
+        return _running_engine().call(_shielded(self._ended), timeout_s)
 
     def _handle(self) -> StartedContainer | ExecProcess:
         if self._started is None:
@@ -245,19 +256,19 @@ class Container:
             if process.spec.init:
                 if self._init is not None:
                     raise WrongState(f"container {self.spec.id} already has an init process")
-                _engine().call(self._start_init(process))
+                _running_engine().call(self._start_init(process))
             else:
                 if self._init is None:
                     raise WrongState(f"container {self.spec.id} is not running")
-                _engine().call(self._start_exec(process))
+                _running_engine().call(self._start_exec(process))
         finally:
             process._release_io()
 
     async def _start_init(self, process: Process) -> None:
         spec = replace(self.spec, process=_with_defaults(process.spec))
         own = {ns.kind for ns in spec.namespaces if ns.path is None}
-        engine = _engine()
-        directory = Path(tempfile.mkdtemp(prefix="crishim-"))
+        engine = _running_engine()
+        directory = Path(tempfile.mkdtemp(prefix=monitor_directories()))
         monitor = await engine.executor.start_monitor(
             spec.id,
             directory,
@@ -275,7 +286,13 @@ class Container:
             if not ended.done():
                 ended.set_result(ExitStatus(record.code, record.signal, record.oom_kills))
 
+        def lost() -> None:
+            if not ended.done():
+                ended.set_exception(Unavailable(f"the monitor of container {spec.id} died, and the container with it"))
+                ended.exception()  # seen: nobody has to wait
+
         monitor.on_exit = exited
+        monitor.on_lost = lost
         # the monitor already lives in the pod's namespaces, so the child must not make a second set
         spec = replace(
             spec, namespaces=tuple(ns for ns in spec.namespaces if ns.path or ns.kind not in _POD_NAMESPACES)
@@ -304,7 +321,7 @@ class Container:
             stdout=process.stdio[1],
             stderr=process.stdio[2],
         )
-        started = await _engine().executor.exec(spec)
+        started = await _running_engine().executor.exec(spec)
         process._started = started
         process._ended = asyncio.ensure_future(_exec_status(started))
 
@@ -319,9 +336,10 @@ class Container:
         if self._init is not None:
             with suppress(NotFound):
                 self._init.signal(signals.SIGKILL)
-            self._init.wait()
+            with suppress(Unavailable):  # its monitor is gone
+                self._init.wait()
         if self._monitor is not None:
-            _engine().call(self._end_monitor())
+            _running_engine().call(self._end_monitor())
         if self._init is not None and isinstance(self._init._started, StartedContainer):
             os.close(self._init.pidfd)
             self._init = None
@@ -375,41 +393,47 @@ def _close_null(process: Process, stdio: list[int]) -> None:
         os.close(fd)
 
 
-class _Engine:
+class Engine:
     """The executor of this Python process, with its loop in a thread."""
 
-    def __init__(self) -> None:
-        self.executor = Executor.launch(cgroup="/crishim-run/monitors", roles={})
+    def __init__(self, roles: Mapping[str, str]) -> None:
+        self.executor = Executor.launch(cgroup=f"{cgroup_root()}/monitors", roles=roles)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="crishim", daemon=True)
         self._thread.start()
         self.call(self.executor.open())
 
     def call(self, coroutine: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
-        """The result of `coroutine`, run on the loop; TimeoutError cancels it."""
+        """The result of `coroutine`, run on the loop; TimeoutError, or a signal's exception here, cancels it."""
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result(timeout_s)
-        except TimeoutError:
+        except BaseException:
             future.cancel()
             raise
 
     def close(self) -> None:
-        """End the zygote and the loop."""
+        """End the zygote and the loop; cgroups go unless something runs in them."""
         self.call(self.executor.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        effects.remove(self.executor.hierarchy, cgroup_root())
 
 
-_the_engine: _Engine | None = None
+_the_engine: Engine | None = None
 _engine_lock = threading.Lock()
 
 
-def _engine() -> _Engine:
+def open_engine(roles: Mapping[str, str]) -> Engine:
+    """The engine of this process, whose zygote knows `roles` ("module:function") if it was not open before."""
     global _the_engine
     with _engine_lock:
         if _the_engine is None:
-            _the_engine = _Engine()
+            _the_engine = Engine(roles)
             atexit.register(_the_engine.close)
         return _the_engine
+
+
+def _running_engine() -> Engine:
+    return open_engine({})

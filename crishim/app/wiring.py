@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import crishim
+from crishim.app.image_store import open_image_store
 from crishim.app.metrics import Metrics
 from crishim.app.serve import cgroup_root
 from crishim.cgroups import effects
@@ -19,10 +17,6 @@ from crishim.cri.runtime_service import services
 from crishim.cri.server import Server as GrpcServer
 from crishim.errors import Unavailable, Unsupported
 from crishim.executor.client import Executor
-from crishim.images.layers import LayerLimits
-from crishim.images.manifests import Platform
-from crishim.images.registry import RegistryConfig
-from crishim.images.store import ImageStore
 from crishim.metrics.containers import ContainerMetrics
 from crishim.metrics.node import NodeMetrics
 from crishim.metrics.server import MetricsServer
@@ -61,7 +55,6 @@ from crishim.store.store import Kind, Store
 #: calls that are under way when the server is told to stop have this long
 _CALLS_S = 3.0
 _OPERATIONS_S = 5.0
-_UNPACK_S = 3600.0
 
 
 class Server:
@@ -80,7 +73,7 @@ class Server:
         self._store = Store(state, self._boot_id)
         self._durable = DurableStore(root)
         self._network = _network(config)
-        self._images = _image_store(config, executor)
+        self._images = open_image_store(root, config.images, executor)
         self._helper = Helper()
         self._operations = Operations()
         self._live = Live()
@@ -257,17 +250,6 @@ class Server:
         )
 
 
-class _Unpacker:
-    """Layers are unpacked by a confined child of the zygote."""
-
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-
-    async def unpack(self, request: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
-        """The reply of the role."""
-        return await self._executor.run_role("unpack", request, fds, _UNPACK_S)
-
-
 def _settings(config: Config, executor: Executor) -> Settings:
     if config.cgroups.driver == "systemd":
         raise Unsupported('cgroups.driver: "systemd" is not supported by this version; use "cgroupfs"')
@@ -300,19 +282,3 @@ def _network(config: Config) -> Network:
         return BridgeNetwork(config.instance, subnets, root / "network.db")
     cni = config.network.cni
     return CniNetwork(cni.conf_dir, cni.bin_dirs, root / "cni")
-
-
-def _image_store(config: Config, executor: Executor) -> ImageStore:
-    images = config.images
-    system, architecture, *variant = images.platform.split("/")
-    return ImageStore(
-        Path(config.server.root),
-        _Unpacker(executor),
-        RegistryConfig(
-            mirrors=images.mirrors,
-            insecure=frozenset(images.insecure),
-            ca_files={host: str(path) for host, path in images.ca_files.items()},
-        ),
-        platform=Platform(system, architecture, variant[0] if variant else ""),
-        limits=LayerLimits(max_bytes=images.max_layer_bytes, max_entries=images.max_layer_entries),
-    )

@@ -24,7 +24,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 for an error (one sentence on standard error), 2 for wrong arguments."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words, command_line = _split(list(sys.argv[1:] if argv is None else argv))
     parser = argparse.ArgumentParser(prog="crishim", description="A Kubernetes CRI runtime with its own executor.")
     parser.add_argument("--version", action="version", version=f"crishim {crishim.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[:1] == [name]:  # the arguments of the others need not be known, nor their modules loaded
             import_module(module).add_arguments(command)
     arguments = parser.parse_args(words)
+    arguments.command_line = command_line
     try:
         status: int = import_module(COMMANDS[arguments.command][0]).run(arguments)
         return status
@@ -41,6 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         return 1
+
+
+def _split(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Our words, and the command line that `run` has after "--": argparse would want it right behind the source."""
+    if words[:1] != ["run"] or "--" not in words:
+        return words, ()
+    mark = words.index("--")
+    return words[:mark], tuple(words[mark + 1 :])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,65 @@
+"""`crishim run PATH|IMAGE -- COMMAND`: one isolated process with our stdio; its exit code is ours."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from crishim import config
+from crishim.app.run import RunRequest
+from crishim.app.run import run as run_process
+from crishim.errors import CrishimError
+
+#: what docker and podman answer when the process never ran
+NEVER_RAN = 125
+_KILLED_BY_INT = 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The root, its limits, and the command."""
+    parser.usage = "crishim run PATH|IMAGE [options] [-- CMD ...]"
+    parser.add_argument("source", metavar="PATH|IMAGE", help="a directory (with a slash in it) or an image reference")
+    parser.add_argument("--read-only", action="store_true", help="the root cannot be written to")
+    parser.add_argument(
+        "--network", choices=("none", "host"), default="none", help="a loopback of its own (none), or ours"
+    )
+    parser.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
+    parser.add_argument("--env", "-e", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
+    parser.add_argument("--user", metavar="UID[:GID]", help="numbers, or names of its /etc/passwd and /etc/group")
+    parser.add_argument("--cwd", metavar="DIR", help="working directory, absolute")
+    parser.add_argument("--memory", type=int, metavar="BYTES", help="limit of memory and swap together")
+    parser.add_argument(
+        "--root", type=Path, default=Path("/var/lib/crishim"), metavar="DIR", help="images are kept in DIR/run"
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"for its [images]; default {config.DEFAULT_PATH}, if it exists"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The exit code of the process, 128 + signal when a signal ended it, 125 when it never ran."""
+    path = arguments.config
+    if path is None and config.DEFAULT_PATH.exists():
+        path = config.DEFAULT_PATH
+    try:
+        return run_process(
+            RunRequest(
+                source=arguments.source,
+                command=arguments.command_line,
+                read_only=arguments.read_only,
+                network=arguments.network,
+                terminal=arguments.tty,
+                env=tuple(arguments.env),
+                user=arguments.user,
+                cwd=arguments.cwd,
+                memory_bytes=arguments.memory,
+                root=arguments.root.absolute(),
+                images=config.load(path).images,
+            )
+        )
+    except CrishimError as error:
+        print(f"crishim: {error}", file=sys.stderr)
+        return NEVER_RAN
+    except KeyboardInterrupt:
+        return _KILLED_BY_INT
