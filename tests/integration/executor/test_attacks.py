@@ -312,6 +312,22 @@ def test_t23_a_dev_that_is_a_link_is_set_up_inside(pod: Pod, layer: Path, victim
     assert b"urandom" in os.read(container.stdout, 4096)
 
 
+def test_who_leaves_a_chroot_arrives_in_the_root_again(pod: Pod, layer: Path) -> None:
+    """The oldest escape: a second chroot below the working directory, and then up with "..".
+
+    Defence: the container's root is the topmost mount of its namespace, so that "up" ends there.
+    """
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("a C compiler is needed")
+    subprocess.run([compiler, "-static", "-o", layer / "escape", LOADER.with_name("escape.c")], check=True)
+    (layer / "only-here").touch()
+    spec = pod.spec(program("/escape", capabilities=all_capabilities(pod.node)))
+    container = pod.start_spec(with_layer(spec, layer))
+    assert container.wait().code == 0
+    assert "only-here" in os.read(container.stdout, 4096).decode().split()
+
+
 @pytest.mark.parametrize("kind", ["proc", "sysfs"])
 def test_proc_and_sys_are_not_mounted_through_a_link(pod: Pod, layer: Path, kind: str) -> None:
     """CVE-2019-19921: /proc is a link into a volume, so what we write to /proc/self could be forged.

@@ -1,0 +1,280 @@
+"""Plans of init and exec as values: the full one, one change each, and the rules of their order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from crishim.executor import child, plan, value
+from crishim.executor.lower import Privileges, lower
+from crishim.model.process import Namespace, NamespaceKind, ProcessSpec, Propagation, User
+from tests.unit.executor.values import CONTAINER, OPENED, PROCESS, container_value
+
+NEWCGROUP, NEWNET, NEWUTS = 0x2000000, 0x40000000, 0x4000000
+RDONLY, NOSUID, NODEV, NOEXEC, STRICTATIME = 0x1, 0x2, 0x4, 0x8, 0x20
+
+FINISH = [
+    ("set_umask", 0o027),
+    ("set_stdio", (-1, 37, 38), False),
+    ("reset_signals",),
+    ("set_no_new_privileges",),
+    ("keep_descriptors", ()),
+    ("set_rlimit", 7, 10, 20),
+    ("enter_cwd_as_root", b"/work"),
+    ("drop_bounding", 0b100001),
+    ("set_user", 1000, 2000, (2000, 3000), True),
+    ("enter_cwd", b"/work"),
+    ("set_capabilities", 0b100001, 1, 1, 0, 0),
+    ("die_with_parent",),
+    ("announce",),
+    ("load_seccomp", b"program"),
+    ("execute", (b"prog", b"arg"), {b"PATH": b"/bin", b"A": b"1"}),
+]
+EARLY = [
+    ("set_oom_score_adj", 36, b"500"),
+    ("raise_hard_limit", 7, 20),
+    ("set_affinity", (0, 2, 3)),
+    ("set_scheduler", 3, 0, 3, 0, 0, 0, 0),
+    ("set_io_priority", 2 << 13 | 4),
+]
+
+
+def init(**changes: Any) -> list[plan.Step]:
+    return plan.init_steps(container_value(replace(CONTAINER, **changes)), OPENED)
+
+
+def init_of(**changes: Any) -> list[plan.Step]:
+    return init(process=replace(PROCESS, **changes))
+
+
+def exec_(process: ProcessSpec = PROCESS, namespaces: int = NEWNET) -> list[plan.Step]:
+    return plan.exec_steps(value.process_value(process), {**OPENED, b"target": 40}, namespaces)
+
+
+def names(steps: list[plan.Step]) -> list[str]:
+    return [str(step[0]) for step in steps]
+
+
+def test_the_plan_of_a_full_container() -> None:
+    assert init() == [
+        ("set_dumpable", 0),
+        ("join_cgroup", 33),
+        ("join_cgroup", 34),
+        ("new_session",),
+        *EARLY,
+        ("join_namespace", 30, 0),
+        ("unshare", NEWCGROUP),
+        ("take_shm", 3),
+        ("enter_root", 32),
+        ("mount_filesystem", b"proc", b"/proc", (), NOSUID | NOEXEC | NODEV, 0),
+        ("mount_filesystem", b"tmpfs", b"/dev", (b"mode=755",), NOSUID | STRICTATIME, 0x70),
+        ("make_devices", ((b"/dev/null", b"c", 1, 3, 0o666, 0, 0),)),
+        ("mount_filesystem", b"devpts", b"/dev/pts", (b"newinstance",), NOSUID | NOEXEC, 0),
+        ("link_ptmx",),
+        ("attach_shm", 3, b"/dev/shm", NOSUID, 0),
+        ("mount_cgroups", b"/sys/fs/cgroup", RDONLY, ((b"", 35),)),
+        ("attach", 31, b"/etc/hosts", True),
+        ("make_cwd", b"/work"),
+        ("make_root_read_only",),
+        ("set_hostname", b"host"),
+        ("set_domainname", b"domain"),
+        ("write_sysctls", ((b"kernel.shmmni", b"7"),)),
+        ("make_read_only", b"/proc/sys"),
+        ("mask_paths", (b"/proc/kcore", b"/proc/keys")),
+        ("set_root_propagation", 1 << 19),
+        *FINISH,
+    ]
+
+
+def test_the_plan_of_a_full_exec() -> None:
+    assert exec_() == [
+        ("set_dumpable", 0),
+        ("join_cgroup", 33),
+        ("join_cgroup", 34),
+        ("new_session",),
+        *EARLY,
+        ("join_namespace", 40, NEWNET),
+        *FINISH,
+    ]
+
+
+def test_every_step_is_lowered_or_a_function_of_the_child() -> None:
+    terminal = replace(PROCESS, terminal=True, apparmor_profile="p", label="l")
+    program = lower(init() + exec_() + init(process=terminal), Privileges(-1, -1), 50)
+    functions = {name for _, name, _, _ in program if name is not None}
+    assert {name for name in functions if not callable(getattr(child, name, None))} == set()
+    assert {index for index, _, _, _ in program} >= set(range(len(init())))
+
+
+def test_instructions_know_the_step_that_they_belong_to() -> None:
+    steps = exec_()
+    program = lower(steps, Privileges(0b111, 0b111), 50)
+    order = [index for index, _, _, _ in program]
+    assert order == sorted(order)
+    dropped = [args[2] for index, name, args, _ in program if steps[index][0] == "drop_bounding" and name is None]
+    assert dropped == [1, 2], "of our own three, what is not kept"
+
+
+@pytest.mark.parametrize(
+    ("change", "gone"),
+    [
+        ({"no_new_privileges": False}, ["set_no_new_privileges"]),
+        ({"capabilities": None}, ["drop_bounding", "set_capabilities"]),
+        ({"seccomp": None}, ["load_seccomp"]),
+        ({"cwd": None}, ["make_cwd", "enter_cwd_as_root", "enter_cwd"]),
+        ({"cwd": "/"}, ["enter_cwd_as_root", "enter_cwd"]),
+        ({"rlimits": ()}, ["raise_hard_limit", "set_rlimit"]),
+        ({"scheduler": None}, ["set_scheduler"]),
+        ({"io_priority": None}, ["set_io_priority"]),
+        ({"cpu_affinity": None}, ["set_affinity"]),
+    ],
+)
+def test_what_is_not_asked_for_is_no_step(change: dict[str, Any], gone: list[str]) -> None:
+    full = names(init())
+    left = names(init_of(**change))
+    assert sorted(left) == sorted(name for name in full if name not in gone)
+
+
+@pytest.mark.parametrize(
+    ("change", "gone"),
+    [
+        ({"hostname": None}, ["set_hostname"]),
+        ({"domainname": None}, ["set_domainname"]),
+        ({"sysctls": {}}, ["write_sysctls"]),
+        ({"masked_paths": ()}, ["mask_paths"]),
+        ({"readonly_paths": ()}, ["make_read_only"]),
+        ({"rootfs": replace(CONTAINER.rootfs, readonly=False)}, ["make_root_read_only"]),
+        ({"rootfs": replace(CONTAINER.rootfs, propagation=Propagation.PRIVATE)}, ["set_root_propagation"]),
+        ({"namespaces": CONTAINER.namespaces[:2]}, ["unshare", "set_hostname", "set_domainname"]),
+    ],
+)
+def test_what_a_container_does_not_have_is_no_step(change: dict[str, Any], gone: list[str]) -> None:
+    assert names(init(**change)) == [name for name in names(init()) if name not in gone]
+
+
+def test_a_joined_uts_namespace_keeps_its_name() -> None:
+    uts = tuple(ns for ns in CONTAINER.namespaces if ns.kind is not NamespaceKind.UTS)
+    steps = init(namespaces=(*uts, Namespace(NamespaceKind.UTS, "/proc/1/ns/uts")))
+    assert "set_hostname" not in names(steps)
+
+
+def test_an_exec_that_shares_all_namespaces_joins_none() -> None:
+    assert "join_namespace" not in names(exec_(namespaces=0))
+
+
+def test_umask_is_set_for_init_and_left_alone_for_an_exec() -> None:
+    without = replace(PROCESS, user=User())
+    assert ("set_umask", 0o022) in init(process=without)
+    assert "set_umask" not in names(exec_(without))
+
+
+def test_a_terminal_is_opened_before_the_root_turns_read_only_and_in_an_exec_not_bound() -> None:
+    process = replace(PROCESS, terminal=True, console_width=80, console_height=24)
+    steps = init(process=process)
+    assert ("open_console", True, 80, 24) in steps
+    assert names(steps).index("open_console") < names(steps).index("make_root_read_only")
+    assert ("open_console", False, 80, 24) in exec_(process)
+    assert ("set_stdio", (-1, 37, 38), True) in steps
+
+
+def test_labels_are_written_through_the_hosts_proc_before_it_is_closed() -> None:
+    steps = init_of(apparmor_profile="profile", label="label")
+    assert ("write_exec_attribute", 36, b"apparmor", b"profile") in steps
+    assert ("write_exec_attribute", 36, b"", b"label") in steps
+    order = names(steps)
+    assert order.index("write_exec_attribute") < order.index("keep_descriptors")
+
+
+def test_extra_files_are_kept_in_their_order() -> None:
+    opened = {**OPENED, b"extra:3": 50, b"extra:4": 51}
+    steps = plan.init_steps(container_value(), opened)
+    assert ("keep_descriptors", (50, 51)) in steps
+
+
+PLANS = {
+    "init": init(),
+    "exec": exec_(),
+    "init without no_new_privs": init_of(no_new_privileges=False),
+    "exec without no_new_privs": exec_(replace(PROCESS, no_new_privileges=False)),
+}
+
+BEFORE = [
+    ("set_dumpable", "join_namespace", "nobody in there may look into us"),
+    ("join_cgroup", "unshare", "or the new cgroup namespace has our cgroup as its root"),
+    ("join_cgroup", "join_namespace", "the trees are named by paths and descriptors of the host"),
+    ("set_oom_score_adj", "set_user", "lowering needs privileges"),
+    ("raise_hard_limit", "join_namespace", "in a user namespace nobody may raise"),
+    ("keep_descriptors", "set_rlimit", "a low RLIMIT_NOFILE would hinder us"),
+    ("set_rlimit", "set_user", "lowering the hard limit is for good, the user's capabilities are few"),
+    ("set_stdio", "keep_descriptors", "what is given is still open"),
+    ("keep_descriptors", "enter_cwd_as_root", "no directory of the host can be entered"),
+    ("enter_cwd_as_root", "set_user", "with root's rights"),
+    ("set_user", "enter_cwd", "with the user's rights"),
+    ("drop_bounding", "set_user", "needs CAP_SETPCAP"),
+    ("set_user", "set_capabilities", "a change of uid clears them"),
+    ("set_capabilities", "die_with_parent", "a change of credentials clears it"),
+    ("set_user", "die_with_parent", "a change of credentials clears it"),
+    ("set_no_new_privileges", "load_seccomp", "it allows loading without privileges"),
+    ("die_with_parent", "execute", ""),
+    ("announce", "execute", "set-up is done"),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "why"), BEFORE, ids=[f"{a}-{b}" for a, b, _ in BEFORE])
+@pytest.mark.parametrize("kind", PLANS)
+def test_order(kind: str, first: str, second: str, why: str) -> None:
+    order = names(PLANS[kind])
+    if first in order and second in order:
+        last = len(order) - 1 - order[::-1].index(first)
+        assert last < order.index(second), why
+
+
+def test_seccomp_is_loaded_early_with_privileges_or_last_without() -> None:
+    late, early = names(init()), names(init_of(no_new_privileges=False))
+    assert late[-2:] == ["load_seccomp", "execute"]
+    assert early.index("load_seccomp") < early.index("drop_bounding") < early.index("set_user")
+
+
+def test_a_new_cgroup_namespace_and_mounts_come_before_what_needs_them() -> None:
+    order = names(init())
+    assert order.index("take_shm") < order.index("enter_root") < order.index("mount_filesystem")
+    assert order.index("write_sysctls") < order.index("make_read_only"), "/proc/sys turns read-only"
+    assert order.index("make_cwd") < order.index("make_root_read_only")
+    assert order.index("set_root_propagation") > order.index("enter_root")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((), (0, 0, False)),
+        (("ro", "nosuid"), (RDONLY | NOSUID, 0, False)),
+        (("ro", "rw"), (0, RDONLY, False)),
+        (("rro",), (RDONLY, 0, True)),
+        (("noatime", "strictatime"), (STRICTATIME, 0x70, False)),
+        (("relatime",), (0, 0x70, False)),
+        (("noexec", "exec"), (0, NOEXEC, False)),
+    ],
+)
+def test_mount_flags(flags: tuple[str, ...], expected: tuple[int, int, bool]) -> None:
+    assert plan.attributes([flag.encode() for flag in flags]) == expected
+
+
+@pytest.mark.parametrize(
+    ("step", "code", "detail", "sentence"),
+    [
+        (("execute", (b"prog",), {}), 2, b"", 'exec: "prog": executable file not found in $PATH'),
+        (("execute", (b"/prog",), {}), 2, b"", 'exec: "/prog": no such file or directory'),
+        (("execute", (b"/prog",), {}), 13, b"", 'exec: "/prog": permission denied'),
+        (("attach", 9, b"/etc/x", True), 20, b"", 'mounting "/etc/x": not a directory'),
+        (("mount_filesystem", b"proc", b"/proc", (), 0, 0), 20, b"w", 'mounting "/proc": not a directory (w)'),
+        (("enter_cwd", b"/x"), 13, b"", 'working directory "/x": permission denied'),
+        (("set_user", 5, 6, (), True), 22, b"", "changing to uid 5 gid 6: invalid argument"),
+        (("set_rlimit", 7, 5, 6), 1, b"", "setting RLIMIT_NOFILE to 5:6: operation not permitted"),
+        (("mask_paths", (b"/a",)), 0, b"/a", "mask paths: failed (/a)"),
+        (("write_sysctls", ()), 22, b"\xff", "writing a sysctl: invalid argument (\ufffd)"),
+    ],
+)  # fmt: skip
+def test_a_failed_step_is_a_sentence(step: plan.Step, code: int, detail: bytes, sentence: str) -> None:
+    assert plan.describe(step, code, detail) == sentence
