@@ -20,9 +20,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class Crishim:
-    """`crishim serve` with directories of its own inside the node."""
+    """`crishim serve` with directories of its own inside the node; `more` is TOML that follows its configuration."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, more: str = "") -> None:
         self._node = node
         self._pid = 0
         self._root = node.directory / "root"
@@ -38,7 +38,7 @@ mode = "bridge"
 [cgroups]
 driver = "cgroupfs"
 parent = "{node.cgroup}/crishim"
-"""
+{more}"""
         )
 
     def start(self) -> None:

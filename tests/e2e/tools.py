@@ -47,6 +47,8 @@ class Module:
 
 KUBERNETES = Module("k8s.io/kubernetes", "v1.37.2", staging="v0.37.2")
 CRI_TOOLS = Module("sigs.k8s.io/cri-tools", "v1.36.0")
+#: the version that cri-tools' go.mod names: the program and the suite it runs must be of one version
+GINKGO = Module("github.com/onsi/ginkgo/v2", "v2.28.1")
 ETCD = Module("go.etcd.io/etcd/server/v3", "v3.7.3")
 CONTAINERD = Module("github.com/containerd/containerd/v2", "v2.4.2")
 HELM = Module("helm.sh/helm/v3", "v3.22.0")
@@ -76,6 +78,7 @@ TOOLS = {
         ),
         Tool("crictl", CRI_TOOLS, "sigs.k8s.io/cri-tools/cmd/crictl"),
         Tool("critest", CRI_TOOLS, "sigs.k8s.io/cri-tools/cmd/critest", is_test=True),
+        Tool("ginkgo", GINKGO, "github.com/onsi/ginkgo/v2/ginkgo"),
         Tool("etcd", ETCD, "go.etcd.io/etcd/server/v3"),
         Tool("containerd", CONTAINERD, "github.com/containerd/containerd/v2/cmd/containerd"),
         Tool("ctr", CONTAINERD, "github.com/containerd/containerd/v2/cmd/ctr"),

@@ -1,0 +1,138 @@
+"""critest against a server in a node of its own: started, run and read. `python -m tests.e2e.critest` runs it by hand.
+
+The suite names one image by a digest that can only be had from the registry it was pushed to, so the run uses a copy
+of critest in which that digest is ours. Everything else is as upstream built it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.e2e import tools
+from tests.e2e.critest.images import DIGEST_REPOSITORY, REGISTRIES, push_images
+from tests.e2e.node import Node, wait_until
+from tests.e2e.runtimes import Crishim
+from tests.support.registry import running_registry
+
+PROGRAMS = ("critest", "ginkgo")
+_PARALLEL = 4
+_DEADLINE_S = 900.0
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A spec of the suite and how it ended: "passed", "failed", "skipped" or another word of ginkgo's."""
+
+    name: str
+    state: str
+    #: of a failure or a skip; empty for a spec that the filters left out
+    reason: str
+    seconds: float
+
+
+@contextlib.contextmanager
+def serving(node: Node) -> Iterator[Suite]:
+    """A registry with the images and a server that mirrors to it, both inside the node."""
+    directory = node.directory / "registry"
+    work = node.directory / "programs"
+    work.mkdir()
+    with running_registry(directory) as registry:
+        digest = push_images(registry, work)
+    # the same configuration and files again, this time where the server sees the port
+    node.start("docker-registry", "serve", directory / "config.yml", log="registry")
+    url = f"http://{registry.host}"
+    wait_until(lambda: node.http("GET", f"{url}/v2/").status == 200, deadline_s=15, what="the registry in the node")
+    mirrors = "".join(f'"{name}" = ["{url}"]\n' for name in REGISTRIES)
+    runtime = Crishim(node, more=f"[images.mirrors]\n{mirrors}")
+    runtime.start()
+    try:
+        yield Suite(node, runtime, _with_digest(work / "critest.test", digest))
+    finally:
+        with contextlib.suppress(ConnectionError, RuntimeError):
+            runtime.stop(signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The program, and the server it is for."""
+
+    node: Node
+    runtime: Crishim
+    program: Path
+
+    def run(self, *flags: str, parallel: bool, focus: str = "", skip: Sequence[str] = ()) -> list[Spec]:
+        """Runs the specs and returns how each ended. Raises RuntimeError when there is no report."""
+        endpoint = f"unix://{self.runtime.socket}"
+        own = [f"--runtime-endpoint={endpoint}", f"--image-endpoint={endpoint}", *flags]
+        report = self.node.directory / "critest.json"
+        report.unlink(missing_ok=True)
+        choice = [f"skip={text}" for text in ("benchmark", *skip)] + ([f"focus={focus}"] if focus else [])
+        if parallel:
+            ginkgo = [f"--{each}" for each in (*choice, f"nodes={_PARALLEL}", f"json-report={report.name}", "no-color")]
+            command = [tools.TOOLS["ginkgo"].path, *ginkgo, f"--output-dir={report.parent}", self.program, "--", *own]
+        else:
+            # critest itself adds the filter of the benchmarks
+            ginkgo = [f"--ginkgo.{each}" for each in (*choice[1:], f"json-report={report}", "no-color", "v")]
+            command = [self.program, *ginkgo, *own]
+        return self._ended(command, report)
+
+    def _ended(self, command: Sequence[str | Path], report: Path) -> list[Spec]:
+        temporary = self.node.directory / "tmp"
+        temporary.mkdir(exist_ok=True)
+        pid = self.node.start(*command, log="critest", env={"TMPDIR": str(temporary)})
+        wait_until(lambda: self.node.exit_code(pid) is not None, deadline_s=_DEADLINE_S, what="the end of critest")
+        if not report.exists():
+            raise RuntimeError(f"critest wrote no report: {self.node.log('critest').read_text()[-4000:]}")
+        return _read(report)
+
+
+def _with_digest(copy: Path, digest: str) -> Path:
+    """A copy of critest in which the digest of the image that it pulls by digest is this one."""
+    marker = f"{DIGEST_REPOSITORY}@sha256:".encode()
+    content = tools.TOOLS["critest"].path.read_bytes()
+    places = [at + len(marker) for at in _positions(content, marker) if content[at - 4 : at] != b"win-"]
+    assert places, "this critest names no image by digest"
+    patched = bytearray(content)
+    hexadecimal = digest.removeprefix("sha256:").encode()
+    for place in places:
+        patched[place : place + len(hexadecimal)] = hexadecimal
+    copy.write_bytes(patched)
+    copy.chmod(0o755)
+    return copy
+
+
+def _positions(content: bytes, marker: bytes) -> Iterator[int]:
+    at = content.find(marker)
+    while at >= 0:
+        yield at
+        at = content.find(marker, at + 1)
+
+
+def _read(report: Path) -> list[Spec]:
+    (suite,) = json.loads(report.read_text())
+    return [
+        Spec(
+            " ".join([*(each["ContainerHierarchyTexts"] or ()), each["LeafNodeText"]]),
+            each["State"],
+            (each.get("Failure") or {}).get("Message", ""),
+            each["RunTime"] / 1e9,
+        )
+        for each in suite["SpecReports"]
+        if each["LeafNodeType"] == "It"
+    ]
+
+
+def missing_programs() -> list[str]:
+    """Names of the programs that are not built."""
+    return [name for name in PROGRAMS if tools.find(name) is None]
+
+
+def keep_log(node: Node, name: str) -> str:
+    """The last lines of a log of the node."""
+    return os.linesep.join(node.log(name).read_text(errors="replace").splitlines()[-60:])
