@@ -42,11 +42,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def cgroups_of(pid: int) -> list[str]:
-    return [name for tree in os.scandir("/sys/fs/cgroup") if tree.is_dir() for name in _named(tree.path, pid)]
-
-
-def _named(tree: str, pid: int) -> list[str]:
-    return [name for name in os.listdir(tree) if name == f"crishim-run-{pid}"]
+    trees = ["/sys/fs/cgroup", *(tree.path for tree in os.scandir("/sys/fs/cgroup") if tree.is_dir())]
+    return [tree for tree in trees if f"crishim-run-{pid}" in os.listdir(tree)]
 
 
 def test_stdio_and_the_exit_code_are_those_of_the_process(root: Path) -> None:
