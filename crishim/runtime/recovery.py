@@ -150,14 +150,17 @@ class Recovery:
             self._exits.conclude(found.id, "the process ended while no server ran", killed=False)
             return
         running = LiveContainer(sandbox_id, spec, found.pid, found.pidfd)
-        running.held_leaves = self._held_leaves(container.cgroup_path)
+        running.killed_leaves = self._old_leaves(container.cgroup_path)
         if container.state is ContainerState.CREATED:
             self._exits.started(running, found.started_at_ns)
         else:
             self._exits.adopt(running)
 
-    def _held_leaves(self, cgroup: str) -> set[int]:
-        """Numbers of the exec leaves with a process in them: daemons of execs that ended before."""
+    def _old_leaves(self, cgroup: str) -> set[int]:
+        """Numbers of the exec leaves that are there: each may have been killed with its server, so it is made anew.
+
+        One with a daemon in it, of an exec that ended before, stays as long as the daemon.
+        """
         numbers: set[int] = set()
         for _, directory in effects.directories(self._executor.hierarchy, cgroup):
             with suppress(OSError):
@@ -165,8 +168,7 @@ class Recovery:
                     number = name.removeprefix("exec.")
                     if number != name and number.isdigit():
                         numbers.add(int(number))
-        hierarchy = self._executor.hierarchy
-        return {number for number in numbers if not effects.is_empty(hierarchy, f"{cgroup}/exec.{number}")}
+        return numbers
 
     async def _end_containers(self, monitor: Monitor) -> None:
         """Of a pod that has no status: its run was cut before the answer, or its removal after the status went."""
