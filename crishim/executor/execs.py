@@ -8,28 +8,57 @@ from __future__ import annotations
 
 import fcntl
 import os
+from _signal import pidfd_send_signal
 
+from crishim.cgroups import effects
 from crishim.executor import child, plan
 from crishim.executor.lower import lower
 from crishim.linux import process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from crishim.cgroups.hierarchy import Hierarchy
     from crishim.executor.lower import Privileges
     from crishim.executor.wire import Message
 
 
 class Exec:
-    """A running exec of this zygote; owns the pidfd."""
+    """A running exec of this zygote; owns its descriptors."""
 
-    __slots__ = ("cgroup", "pid", "pidfd", "seq")
+    __slots__ = ("_directory", "_leaf", "pid", "pidfd", "seq")
 
-    def __init__(self, seq: int, pid: int, pidfd: int, cgroup: str) -> None:
+    def __init__(self, seq: int, pid: int, pidfd: int, leaf: str, directory: int) -> None:
         self.seq = seq
         self.pid = pid
         self.pidfd = pidfd
-        #: the leaf that is killed when the server goes away
-        self.cgroup = cgroup
+        self._leaf = leaf
+        #: of the leaf, in the v2 tree; -1 on a v1 node
+        self._directory = directory
+
+    def close(self) -> None:
+        """Let go of the descriptors; the process goes on."""
+        os.close(self.pidfd)
+        if self._directory >= 0:
+            os.close(self._directory)
+
+    def kill(self, hierarchy: Hierarchy) -> None:
+        """Kill it with all that it started; what is gone is fine.
+
+        By the directory's descriptor: the next server may already have made a new leaf of the same name for an exec of
+        its own, which must not die for ours.
+        """
+        try:
+            pidfd_send_signal(self.pidfd, 9)
+            if self._leaf and self._directory >= 0:
+                fd = os.open("cgroup.kill", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._directory)
+                try:
+                    os.write(fd, b"1")
+                finally:
+                    os.close(fd)
+            elif self._leaf:
+                effects.kill(hierarchy, self._leaf)
+        except OSError:
+            pass
 
 
 def start(message: Message, own_pid_namespace: int, proc: int, privileges: Privileges) -> Exec:
@@ -62,4 +91,5 @@ def start(message: Message, own_pid_namespace: int, proc: int, privileges: Privi
                 process.setns(own_pid_namespace, process.CLONE_NEWPID)
             except OSError:
                 os._exit(70)
-    return Exec(message.seq, pid, pidfd, value["leaf"])  # type: ignore[arg-type]
+    directory = os.dup(cgroup) if cgroup >= 0 else -1
+    return Exec(message.seq, pid, pidfd, value["leaf"], directory)  # type: ignore[arg-type]
