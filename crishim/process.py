@@ -19,6 +19,7 @@ import atexit
 import os
 import shutil
 import signal as signals
+import socket
 import tempfile
 import threading
 from collections.abc import Coroutine, Mapping
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from crishim.cgroups import effects
-from crishim.errors import InvalidSpec, NotFound, Unavailable, WrongState
+from crishim.errors import InvalidSpec, NotFound, Unavailable, Unsupported, WrongState
 from crishim.executor.client import ExecProcess, ExecSpec, Executor, Monitor, PodSpec, StartedContainer
 from crishim.model.exit import ExitRecord
 from crishim.model.process import (
@@ -265,6 +266,8 @@ class Container:
             process._release_io()
 
     async def _start_init(self, process: Process) -> None:
+        if process.spec.sub_cgroup_paths:
+            raise InvalidSpec("sub_cgroup_paths: an init process is in the container's cgroup")
         spec = replace(self.spec, process=_with_defaults(process.spec))
         own = {ns.kind for ns in spec.namespaces if ns.path is None}
         engine = _running_engine()
@@ -321,7 +324,14 @@ class Container:
             stdout=process.stdio[1],
             stderr=process.stdio[2],
         )
+        _check_exec(process.spec)
         started = await _running_engine().executor.exec(spec)
+        try:
+            await _send_handles(process.spec, started)
+        except BaseException:
+            started.send_signal(signals.SIGKILL)
+            started.close()
+            raise
         process._started = started
         process._ended = asyncio.ensure_future(_exec_status(started))
 
@@ -367,6 +377,33 @@ def _with_defaults(process: ProcessSpec) -> ProcessSpec:
         held = keep if process.user.uid == 0 else frozenset()
         capabilities = Capabilities(bounding=keep, effective=held, permitted=held)
     return replace(process, env=env, capabilities=capabilities)
+
+
+def _check_exec(process: ProcessSpec) -> None:
+    """Unsupported for what an exec cannot have: it would be dropped in silence."""
+    if process.extra_files:
+        raise Unsupported("extra_files: only an init process can have them")
+    if process.sub_cgroup_paths:
+        raise Unsupported("sub_cgroup_paths: an exec runs in the container's cgroup")
+    if process.terminal and process.console_socket is None:
+        raise InvalidSpec("terminal: an exec needs a console_socket that takes the pty master")
+
+
+async def _send_handles(process: ProcessSpec, started: ExecProcess) -> None:
+    """The pty master and the pidfd to the sockets of the caller, with libcontainer's payloads."""
+    if process.terminal and process.console_socket is not None:
+        master = await started.console()
+        try:
+            _send_descriptor(process.console_socket, b"console", master)
+        finally:
+            os.close(master)
+    if process.pidfd_socket is not None:
+        _send_descriptor(process.pidfd_socket, b"setns", started.pidfd)
+
+
+def _send_descriptor(to: int, payload: bytes, fd: int) -> None:
+    with socket.socket(fileno=os.dup(to)) as peer:
+        socket.send_fds(peer, [payload], [fd])
 
 
 async def _exec_status(started: ExecProcess) -> ExitStatus:
@@ -431,8 +468,18 @@ def open_engine(roles: Mapping[str, str]) -> Engine:
     with _engine_lock:
         if _the_engine is None:
             _the_engine = Engine(roles)
-            atexit.register(_the_engine.close)
+            atexit.register(close_engine)
         return _the_engine
+
+
+def close_engine() -> None:
+    """End the zygote and its execs, as the end of the process does; the next start opens another engine."""
+    global _the_engine
+    with _engine_lock:
+        if _the_engine is not None:
+            _the_engine.close()
+            _the_engine = None
+            atexit.unregister(close_engine)
 
 
 def _running_engine() -> Engine:

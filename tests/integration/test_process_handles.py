@@ -1,0 +1,132 @@
+"""What a library caller is handed of a process: its pty, its pidfd, its descriptors; and what it cannot ask for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from crishim import Container, Process, ProcessSpec, isolated
+from crishim.errors import InvalidSpec, NotFound, StartFailed, Unsupported, WrongState
+from crishim.process import close_engine
+from tests.support.container import make_busybox_root, read_all, read_line
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+IDLE = ProcessSpec(args=("sleep", "1000"), init=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engine() -> Iterator[None]:
+    yield
+    close_engine()
+
+
+@pytest.fixture
+def container(tmp_path: Path) -> Iterator[Container]:
+    root = tmp_path / "root"
+    root.mkdir()
+    make_busybox_root(root)
+    with Container(isolated(root, id=f"handles-{os.getpid()}")) as container:
+        yield container
+
+
+def start_with_socket(container: Container, field: str, spec: ProcessSpec) -> tuple[Process, bytes, int]:
+    """The process, and payload and descriptor that came over the socket given as `field`."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = Process(replace(spec, **{field: theirs.fileno()}))  # type: ignore[arg-type]
+        container.start(process)
+        payload, fds, _, _ = socket.recv_fds(ours, 64, 1)
+    return process, payload, fds[0]
+
+
+@pytest.mark.parametrize("init", [True, False])
+def test_a_console_socket_gets_the_master_of_a_terminal(container: Container, init: bool) -> None:
+    if not init:
+        container.start(Process(IDLE))
+    spec = ProcessSpec(
+        args=("sh", "-c", "test -t 0 && stty size"), terminal=True, console_width=90, console_height=30, init=init
+    )
+    process, payload, master = start_with_socket(container, "console_socket", spec)
+    assert payload == b"console"
+    assert read_line(master) == "30 90\r"
+    assert process.wait(20).code == 0
+    os.close(master)
+
+
+@pytest.mark.parametrize(("init", "payload"), [(True, b"standard"), (False, b"setns")])
+def test_a_pidfd_socket_gets_a_pidfd_of_the_process(container: Container, init: bool, payload: bytes) -> None:
+    if not init:
+        container.start(Process(IDLE))
+    process, got, pidfd = start_with_socket(container, "pidfd_socket", replace(IDLE, init=init))
+    assert got == payload
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    os.close(pidfd)
+    assert process.wait(20).signal == signal.SIGKILL
+
+
+def test_extra_files_are_the_descriptors_from_three_on(container: Container) -> None:
+    first, second = os.pipe(), os.pipe()
+    script = "echo one >&3; echo two >&4; ls /proc/self/fd | wc -l"
+    out = os.pipe()
+    init = Process(ProcessSpec(args=("sh", "-c", script), extra_files=(first[1], second[1]), init=True), stdout=out[1])
+    container.start(init)
+    for _, end in (first, second, out):
+        os.close(end)
+    assert [read_all(fd) for fd, _ in (first, second)] == [b"one\n", b"two\n"]
+    assert read_all(out[0]) == b"6\n", "three, two more, and the directory that ls reads"
+    assert init.wait(20).code == 0
+
+
+def test_what_an_exec_cannot_have_is_refused(container: Container) -> None:
+    container.start(Process(IDLE))
+    plain = ProcessSpec(args=("true",))
+    with pytest.raises(Unsupported, match="extra_files"):
+        container.start(Process(replace(plain, extra_files=(0,))))
+    with pytest.raises(Unsupported, match="sub_cgroup_paths"):
+        container.start(Process(replace(plain, sub_cgroup_paths={"": "below"})))
+    with pytest.raises(InvalidSpec, match="console_socket"):
+        container.start(Process(replace(plain, terminal=True)))
+
+
+def test_methods_need_a_start_and_a_signal_needs_a_process(container: Container) -> None:
+    init = Process(IDLE)
+    for use in (lambda: init.pid, lambda: init.pidfd, init.wait, lambda: init.signal(0)):
+        with pytest.raises(WrongState, match="was not started"):
+            use()
+    with pytest.raises(WrongState, match="is not running"):
+        container.start(Process(replace(IDLE, init=False)))
+    container.start(init)
+    with pytest.raises(WrongState, match="already has an init"):
+        container.start(Process(IDLE))
+    with pytest.raises(TimeoutError):
+        init.wait(0.01)
+    container.signal(signal.SIGKILL)
+    assert init.wait(20).code == 128 + signal.SIGKILL
+    with pytest.raises(NotFound, match="has ended"):
+        init.signal(signal.SIGTERM)
+
+
+def test_an_exec_that_cannot_run_tells_why_at_its_wait(container: Container) -> None:
+    container.start(Process(IDLE))
+    lost = Process(ProcessSpec(args=("nosuch",)))
+    container.start(lost)
+    with pytest.raises(StartFailed, match='exec: "nosuch": executable file not found'):
+        lost.wait(20)
+
+
+def test_the_pipes_of_initialize_io_belong_to_the_ids_given(container: Container) -> None:
+    init = Process(ProcessSpec(args=("cat",), init=True))
+    io = init.initialize_io(1234, 567)
+    assert {(os.fstat(fd).st_uid, os.fstat(fd).st_gid) for fd in (io.stdin, io.stdout, io.stderr)} == {(1234, 567)}
+    container.start(init)
+    os.write(io.stdin, b"through\n")
+    os.close(io.stdin)
+    assert (read_all(io.stdout), read_all(io.stderr)) == (b"through\n", b"")
+    assert init.wait(20).code == 0
