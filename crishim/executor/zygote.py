@@ -10,7 +10,6 @@ import gc
 import os
 import sys
 import time
-from _signal import pidfd_send_signal
 from _socket import socket
 
 from crishim.cgroups import effects
@@ -54,15 +53,7 @@ class Zygote:
         self.loop.watch(self.control.fileno(), self._receive)
         self.loop.run()
         for exec_ in self.execs.values():
-            self._kill(exec_)
-
-    def _kill(self, exec_: Exec) -> None:
-        try:
-            pidfd_send_signal(exec_.pidfd, 9)
-            if exec_.cgroup:
-                effects.kill(self.hierarchy, exec_.cgroup)
-        except OSError:
-            pass  # it is gone; the next server looks at the leaves again
+            exec_.kill(self.hierarchy)
 
     def _receive(self) -> None:
         message = None
@@ -114,8 +105,8 @@ class Zygote:
         if info is None:
             return
         self.loop.forget(exec_.pidfd)
-        os.close(exec_.pidfd)
         del self.execs[exec_.pidfd]
+        exec_.close()
         killed_by = info.si_status if info.si_code != os.CLD_EXITED else None
         body: dict[str, object] = {
             "seq": exec_.seq,
@@ -133,7 +124,9 @@ class Zygote:
             try:
                 self.control.close()
                 self.loop.close()
-                for fd in (*self.execs, *self.forked):
+                for exec_ in self.execs.values():
+                    exec_.close()
+                for fd in self.forked:
                     os.close(fd)
                 run(message)
                 code = 0
