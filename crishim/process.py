@@ -43,29 +43,11 @@ from crishim.model.process import (
     ProcessSpec,
     RootFs,
 )
+from crishim.spec.capabilities import DEFAULT as DEFAULT_CAPABILITIES
 
 T = TypeVar("T")
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-#: what containerd and runc give a container that asks for nothing (executor-level default, bounding = permitted)
-DEFAULT_CAPABILITIES = frozenset(
-    {
-        "CAP_AUDIT_WRITE",
-        "CAP_CHOWN",
-        "CAP_DAC_OVERRIDE",
-        "CAP_FOWNER",
-        "CAP_FSETID",
-        "CAP_KILL",
-        "CAP_MKNOD",
-        "CAP_NET_BIND_SERVICE",
-        "CAP_NET_RAW",
-        "CAP_SETFCAP",
-        "CAP_SETGID",
-        "CAP_SETPCAP",
-        "CAP_SETUID",
-        "CAP_SYS_CHROOT",
-    }
-)
 _POD_NAMESPACES = (NamespaceKind.NETWORK, NamespaceKind.IPC, NamespaceKind.UTS)
 _MOUNTS = (
     MountSpec("/proc", "proc", flags=("nosuid", "noexec", "nodev")),

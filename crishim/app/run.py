@@ -25,6 +25,7 @@ from crishim.model.process import MountSpec, ProcessSpec, RootFs, User
 from crishim.model.resources import Resources
 from crishim.process import Container, Engine, Process, isolated
 from crishim.runtime.users import read_users
+from crishim.spec.capabilities import DEFAULT as DEFAULT_CAPABILITIES
 from crishim.spec.seccomp import runtime_default
 
 _FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -104,7 +105,7 @@ def _process_spec(request: RunRequest, config: ImageConfig, users: UserDatabase,
         console_width=width,
         console_height=height,
         init=True,
-        seccomp=runtime_default(process.DEFAULT_CAPABILITIES, node.kernel, node.machine),
+        seccomp=runtime_default(DEFAULT_CAPABILITIES, node.kernel, node.machine),
     )
 
 

@@ -30,7 +30,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "linux": frozenset(),
     "cgroups": frozenset({"model", "linux", "errors"}),
     "logs": frozenset({"model", "errors"}),
-    "process": frozenset({"model", "cgroups", "errors"}) | EXECUTOR_DOOR,
+    "process": frozenset({"model", "spec", "cgroups", "errors"}) | EXECUTOR_DOOR,
     "executor": frozenset({"cgroups", "linux", "logs", "errors"}),
     DOOR_ROOM: frozenset({"executor", "cgroups", "linux", "model", "errors"}),
     "images": frozenset({"model", "linux", "errors"}),
