@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 #: what children of the zygote can do besides being monitors and execs
 ROLES = {
     "unpack": "crishim.images.roles:unpack",
+    "count_layers": "crishim.images.counting:count_layers",
     "read_users": "crishim.images.image_users:read_image_users",
     "remove_pin": "crishim.executor.pins:remove_pin",
 }

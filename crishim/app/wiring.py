@@ -29,6 +29,7 @@ from crishim.network.cni.network import CniNetwork
 from crishim.network.door import Network
 from crishim.runtime.collector import Collector
 from crishim.runtime.containers import Containers
+from crishim.runtime.events import Events
 from crishim.runtime.execs import Execs
 from crishim.runtime.exits import Exits
 from crishim.runtime.helper import Helper
@@ -44,6 +45,7 @@ from crishim.runtime.removal import Removal
 from crishim.runtime.sandboxes import Sandboxes
 from crishim.runtime.settings import Settings
 from crishim.runtime.stopping import Stopping
+from crishim.runtime.story import Stories
 from crishim.runtime.users import ImageUsers
 from crishim.spec.capabilities import DEFAULT
 from crishim.spec.facts import NodeAbilities
@@ -79,6 +81,7 @@ class Server:
         self._live = Live()
         self._places = Places(state)
         self._listing = Listing()
+        self._events = Events(self._store)
 
     async def start(self) -> None:
         """Listen at once, answer when recovery is done."""
@@ -93,7 +96,9 @@ class Server:
                 containers=self._containers,
                 execs=self._execs,
                 stats=self._collector,
+                events=self._events,
                 images=self._image_cases,
+                stories=self._stories,
                 node=self._node,
                 listing=self._listing,
                 guard=guard,
@@ -115,6 +120,7 @@ class Server:
     async def stop(self) -> None:
         """End the server; what it started goes on."""
         self._starting = "the server is stopping"
+        self._events.close()
         if hasattr(self, "_grpc"):
             await self._grpc.stop(_CALLS_S)
         await self._operations.close(_OPERATIONS_S)
@@ -146,6 +152,7 @@ class Server:
         for image in self._images.list():
             self._listing.upsert_image(image)
         self._store.subscribe(self._changed)
+        self._store.subscribe(self._events.changed)  # after the listing, so that a list shows what an event told
 
     def _changed(self, kind: Kind, old: Sandbox | Container | None, new: Sandbox | Container | None) -> None:
         if isinstance(new, Sandbox):
@@ -154,6 +161,7 @@ class Server:
             self._listing.upsert_container(new)
         elif old is not None and kind is Kind.SANDBOX:
             self._listing.remove_sandbox(old.id)
+            self._collector.forget(old.id)
         elif old is not None:
             self._listing.remove_container(old.id)
             self._collector.forget(old.id)
@@ -215,7 +223,7 @@ class Server:
             executor=executor,
             images=self._images,
             users=ImageUsers(executor, self._images),
-            profiles=SeccompProfiles(settings.node),
+            profiles=SeccompProfiles(settings.node, settings.seccomp_profile_dir),
             operations=operations,
             live=live,
             places=places,
@@ -227,12 +235,14 @@ class Server:
             locks=locks,
         )
         self._execs = Execs(settings, store, live, executor, operations, helper, self._metrics)
-        self._layers = WritableLayers(rootfs, self._images.usage().mountpoint)
-        self._collector = Collector(store, hierarchy, operations, helper, self._layers.usage)
+        mountpoint = self._images.usage().mountpoint
+        self._layers = WritableLayers(rootfs, executor, mountpoint)
+        self._collector = Collector(store, live, hierarchy, operations, helper, self._layers, mountpoint)
         self._collector.on_sample = self._metrics.sampled
         self._image_cases = Images(self._images, operations, self._metrics)
         self._image_cases.on_added = self._image_added
         self._image_cases.on_removed = self._image_removed
+        self._stories = Stories(store, places, operations, helper)
         self._node = Node(settings, self._network, operations, crishim.__version__)
         self._recovery = Recovery(
             settings=settings,
@@ -262,6 +272,7 @@ def _settings(config: Config, executor: Executor) -> Settings:
             apparmor=os.path.exists("/sys/kernel/security/apparmor/profiles"),
         ),
         state_dir=str(config.server.state),
+        root_dir=str(config.server.root),
         cgroup_root=cgroup_root(config),
         netns_prefix="crishim" if config.instance == "default" else f"crishim-{config.instance}",
         cgroup_driver=CgroupDriver.CGROUPFS,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Sequence
 
 from crishim.cgroups.files import join_path, read, read_or_none, walk, write
 from crishim.cgroups.hierarchy import Hierarchy
@@ -53,18 +54,26 @@ def create(h: Hierarchy, plan: CgroupPlan) -> None:
         raise
 
 
-def apply(h: Hierarchy, plan: CgroupPlan) -> None:
-    """Change the limits of a living cgroup: all of them or, on an error, none. Device rules stay as they are."""
+def apply(h: Hierarchy, plan: CgroupPlan) -> list[tuple[bytes, bytes]]:
+    """Change the limits of a living cgroup: all of them or, on an error, none. Device rules stay as they are.
+
+    Gives what `revert` needs to take the change back later.
+    """
     undo: list[tuple[bytes, bytes]] = []
     try:
         _write_limits(h, plan, undo)
     except BaseException as error:
-        # twice: an old memory limit above the new memsw limit is refused until that one is back
-        failed = [pair for pair in reversed(undo) if not _restore(*pair)]
-        for path, value in failed:
-            if not _restore(path, value):
-                error.add_note(f"{os.fsdecode(path)} could not be set back to {value.decode().strip()!r}")
+        for path in revert(undo):
+            error.add_note(f"{os.fsdecode(path)} could not be set back")
         raise
+    return undo
+
+
+def revert(undo: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
+    """Set limits back to what `apply` found; the files that refuse."""
+    # twice: an old memory limit above the new memsw limit is refused until that one is back
+    failed = [pair for pair in reversed(undo) if not _restore(*pair)]
+    return [path for path, value in failed if not _restore(path, value)]
 
 
 def attach_devices(directory: int, program: bytes) -> None:

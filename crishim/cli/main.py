@@ -16,6 +16,8 @@ COMMANDS = {
     "run": ("crishim.cli.run", "run one isolated process, without a server"),
     "demo": ("crishim.cli.demo", "start a server and run a pod on it, step by step"),
     "ps": ("crishim.cli.ps", "list pods and containers"),
+    "why": ("crishim.cli.why", "tell what happened to a pod or container"),
+    "stuck": ("crishim.cli.stuck", "list what the server is working on, and what it waits for"),
     "images": ("crishim.cli.images", "list images"),
     "pull": ("crishim.cli.pull", "pull an image from a registry"),
     "load": ("crishim.cli.load", "load images from an archive"),

@@ -29,7 +29,7 @@ def print_json(value: object) -> None:
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as their widest value."""
-    lines = [list(titles), *([_visible(cell) for cell in row] for row in rows)]
+    lines = [list(titles), *([visible(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
@@ -45,6 +45,6 @@ def size(count: int) -> str:
     raise AssertionError
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Names come from images and pods: no control character reaches the terminal."""
     return "".join(char if char.isprintable() else "?" for char in text)

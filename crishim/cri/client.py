@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Final
 
@@ -57,14 +58,38 @@ class Client:
         """Put the images of an archive on the server's machine into its store."""
         return self._call(self._control.Load, control_pb2.LoadRequest(path=path), timeout_s)
 
+    def why(self, id: str, timeout_s: float | None = 30.0) -> str:
+        """JSON text of what happened to a pod or container."""
+        return str(self._call(self._control.Why, control_pb2.WhyRequest(id=id), timeout_s).story)
+
+    def stream(self, method: str, request: object, timeout_s: float | None = 120.0) -> Iterator[Any]:
+        """Messages of a streaming call of RuntimeService, which the server has taken at return."""
+        call = getattr(self._runtime, method)(request, timeout=timeout_s)
+        try:
+            call.initial_metadata()
+        except grpc.RpcError as error:
+            raise self._translated(error) from None
+        return self._messages(call)
+
+    def _messages(self, call: Any) -> Iterator[Any]:
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise self._translated(error) from None
+        finally:
+            call.cancel()
+
     def _call(self, call: Any, request: object, timeout_s: float | None) -> Any:
         try:
             return call(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            code, text = error.code(), str(error.details())
-            if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in text.lower():
-                raise errors.Unavailable(f"no server answers on {self._address}") from None
-            raise _ERRORS.get(code, errors.CrishimError)(text) from None
+            raise self._translated(error) from None
+
+    def _translated(self, error: Any) -> errors.CrishimError:
+        code, text = error.code(), str(error.details())
+        if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in text.lower():
+            return errors.Unavailable(f"no server answers on {self._address}")
+        return _ERRORS.get(code, errors.CrishimError)(text)
 
     def close(self) -> None:
         """Close the connection."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
+from crishim.cri.chunks import chunks
 from crishim.cri.convert import checks, container, resources, sandbox
 from crishim.cri.listing import Listing
 from crishim.cri.pb import api_pb2 as pb
@@ -45,6 +47,10 @@ class ContainerMethods:
 
     async def ListContainers(self, request: pb.ListContainersRequest, _: Any) -> bytes:
         return self._listing.containers(request.filter)
+
+    async def StreamContainers(self, request: pb.StreamContainersRequest, _: Any) -> AsyncIterator[bytes]:
+        for chunk in chunks(self._listing.container_entries(request.filter)):
+            yield chunk
 
     async def ReopenContainerLog(self, request: pb.ReopenContainerLogRequest, _: Any) -> pb.ReopenContainerLogResponse:
         await self._containers.reopen_log(checks.identifier("container_id", request.container_id))

@@ -1,14 +1,14 @@
-"""ImageService (api.proto), and the small service of our own for archives (`control.proto`)."""
+"""ImageService (api.proto): one call of a use case each."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
-from crishim.cri.convert import checks, image, sandbox
+from crishim.cri.chunks import chunks
+from crishim.cri.convert import image, sandbox
 from crishim.cri.listing import Listing
 from crishim.cri.pb import api_pb2 as pb
-from crishim.cri.pb import control_pb2
 from crishim.cri.use_cases import Images
 
 
@@ -20,10 +20,17 @@ class ImageMethods:
         self._listing = listing
 
     async def ListImages(self, request: pb.ListImagesRequest, _: Any) -> bytes:
-        if not request.filter.image.image:
-            return self._listing.images()
-        found = await self._images.status(image.reference_from_proto(request.filter.image, "filter.image"))
-        return self._listing.images(found.id) if found else b""
+        return b"".join(await self._matching(request.filter))
+
+    async def StreamImages(self, request: pb.StreamImagesRequest, _: Any) -> AsyncIterator[bytes]:
+        for chunk in chunks(await self._matching(request.filter)):
+            yield chunk
+
+    async def _matching(self, wanted: pb.ImageFilter) -> list[bytes]:
+        if not wanted.image.image:
+            return self._listing.image_entries()
+        found = await self._images.status(image.reference_from_proto(wanted.image, "filter.image"))
+        return self._listing.image_entries(found.id) if found else []
 
     async def ImageStatus(self, request: pb.ImageStatusRequest, _: Any) -> pb.ImageStatusResponse:
         found = await self._images.status(image.reference_from_proto(request.image))
@@ -47,15 +54,3 @@ class ImageMethods:
 def _has_pod(request: pb.PullImageRequest) -> bool:
     """Whether the pull names a pod; clients by hand send a configuration without one."""
     return request.sandbox_config.HasField("metadata")
-
-
-class ControlMethods:
-    """Methods of Control."""
-
-    def __init__(self, images: Images) -> None:
-        self._images = images
-
-    async def Load(self, request: control_pb2.LoadRequest, _: Any) -> control_pb2.LoadResponse:
-        loaded = await self._images.load(Path(checks.absolute("path", request.path)))
-        images = [control_pb2.LoadedImage(id=one.id, repo_tags=one.repo_tags) for one in loaded]
-        return control_pb2.LoadResponse(images=images)

@@ -18,12 +18,15 @@ from crishim.cri.pb import api_pb2 as pb
 from crishim.model.container import Container, ContainerState
 from crishim.model.image import Image
 from crishim.model.sandbox import Sandbox, SandboxState
-from crishim.model.stats import ContainerSample
+from crishim.model.stats import ContainerSample, SandboxSample
 
 #: the kubelet finds everything of a pod by this label, every second
 POD_UID: Final = "io.kubernetes.pod.uid"
 #: field 1, length-delimited (protobuf encoding)
 _TAG: Final = b"\x0a"
+#: fields 2 and 5 of the same kind
+_LINUX_TAG: Final = b"\x12"
+_CONTAINERS_TAG: Final = b"\x2a"
 _EVERY_SANDBOX: Final = pb.PodSandboxFilter()
 _EVERY_CONTAINER: Final = pb.ContainerFilter()
 
@@ -153,36 +156,67 @@ class Listing:
         """Bytes of a ListPodSandboxResponse."""
         if wanted == _EVERY_SANDBOX:
             return self._sandboxes.joined()
+        return b"".join(self.sandbox_entries(wanted))
+
+    def sandbox_entries(self, wanted: pb.PodSandboxFilter) -> list[bytes]:
+        """The same, an element each."""
         entries = self._sandboxes.matching(wanted.id, wanted.label_selector)
         if wanted.HasField("state"):
             state = checks.one_of("filter.state.state", wanted.state.state, SandboxState)
             entries = (e for e in entries if e.value.state is state)
-        return b"".join(e.blob for e in entries)
+        return [e.blob for e in entries]
 
     def containers(self, wanted: pb.ContainerFilter) -> bytes:
         """Bytes of a ListContainersResponse."""
         if wanted == _EVERY_CONTAINER:
             return self._containers.joined()
+        return b"".join(self.container_entries(wanted))
+
+    def container_entries(self, wanted: pb.ContainerFilter) -> list[bytes]:
+        """The same, an element each."""
         entries = self._in_sandbox(wanted.pod_sandbox_id, self._containers.matching(wanted.id, wanted.label_selector))
         if wanted.HasField("state"):
             state = checks.one_of("filter.state.state", wanted.state.state, ContainerState)
             entries = (e for e in entries if e.value.state is state)
-        return b"".join(e.blob for e in entries)
+        return [e.blob for e in entries]
 
-    def images(self, image_id: str | None = None) -> bytes:
-        """Bytes of a ListImagesResponse: all, or the one with that id."""
+    def image_entries(self, image_id: str | None = None) -> list[bytes]:
+        """Elements of a ListImagesResponse: all, or the one with that id."""
         if image_id is None:
-            return b"".join(self._images.values())
-        return self._images.get(image_id, b"")
+            return list(self._images.values())
+        return [self._images[image_id]] if image_id in self._images else []
+
+    def ready(self, wanted: pb.PodSandboxStatsFilter) -> list[str]:
+        """Ids of the READY sandboxes that match."""
+        entries = self._sandboxes.matching(wanted.id, wanted.label_selector)
+        return [e.value.id for e in entries if e.value.state is SandboxState.READY]
+
+    def members(self, sandbox_id: str) -> list[Container]:
+        """Containers of a sandbox by its full id, oldest first."""
+        return [e.value for e in self._containers.matching("", {}) if e.value.sandbox_id == sandbox_id]
 
     def running(self, wanted: pb.ContainerStatsFilter) -> list[str]:
         """Ids of the running containers that match."""
         entries = self._in_sandbox(wanted.pod_sandbox_id, self._containers.matching(wanted.id, wanted.label_selector))
         return [e.value.id for e in entries if e.value.state is ContainerState.RUNNING]
 
-    def container_stats(self, samples: Sequence[ContainerSample]) -> bytes:
-        """Bytes of a ListContainerStatsResponse; samples of containers that are gone are left out."""
-        return b"".join(self._stats_entry(sample) for sample in samples)
+    def container_stats(self, samples: Sequence[ContainerSample]) -> list[bytes]:
+        """Elements of a ListContainerStatsResponse; samples of containers that are gone are left out."""
+        return [blob for sample in samples if (blob := self._stats_entry(sample))]
+
+    def sandbox_stats(self, samples: Sequence[SandboxSample]) -> list[bytes]:
+        """Elements of a ListPodSandboxStatsResponse; samples of sandboxes that are gone are left out."""
+        return [blob for sample in samples if (blob := self._sandbox_stats_entry(sample))]
+
+    def _sandbox_stats_entry(self, sample: SandboxSample) -> bytes:
+        known = self._sandboxes.get(sample.sandbox_id)
+        if known is None:
+            return b""
+        # LinuxPodSandboxStats.containers has the number 5, so their elements are made anew with that tag
+        members = b"".join(_CONTAINERS_TAG + blob[1:] for blob in self.container_stats(sample.containers))
+        linux = stats.pod_usage_to_proto(sample).SerializeToString() + members
+        attributes = stats.pod_attributes_to_proto(known.value).SerializeToString()
+        return _element(attributes + _LINUX_TAG + _varint(len(linux)) + linux)
 
     def _stats_entry(self, sample: ContainerSample) -> bytes:
         known = self._containers.get(sample.container_id)

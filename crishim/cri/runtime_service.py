@@ -8,16 +8,18 @@ from typing import Any
 import grpc
 
 from crishim.cri.containers import ContainerMethods
+from crishim.cri.control import ControlMethods
+from crishim.cri.events import EventMethods
 from crishim.cri.execs import ExecMethods, StreamingMethods
 from crishim.cri.handlers import service_handler
-from crishim.cri.image_service import ControlMethods, ImageMethods
+from crishim.cri.image_service import ImageMethods
 from crishim.cri.interceptors import Guard
 from crishim.cri.listing import Listing
 from crishim.cri.node import NodeMethods
 from crishim.cri.pb import api_pb2, control_pb2
 from crishim.cri.sandboxes import SandboxMethods
 from crishim.cri.stats import StatsMethods
-from crishim.cri.use_cases import Containers, Execs, Images, Node, Sandboxes, Stats, Streaming
+from crishim.cri.use_cases import Containers, Events, Execs, Images, Node, Sandboxes, Stats, Stories, Streaming
 
 
 def services(
@@ -26,7 +28,9 @@ def services(
     containers: Containers,
     execs: Execs,
     stats: Stats,
+    events: Events,
     images: Images,
+    stories: Stories,
     node: Node,
     listing: Listing,
     guard: Guard,
@@ -42,6 +46,7 @@ def services(
         ContainerMethods(containers, listing),
         ExecMethods(execs),
         StatsMethods(stats, listing),
+        EventMethods(events),
         NodeMethods(node, version),
     ]
     if streaming is not None:
@@ -50,5 +55,5 @@ def services(
     return (
         service_handler(by_name["RuntimeService"], runtime, guard),
         service_handler(by_name["ImageService"], [ImageMethods(images, listing)], guard),
-        service_handler(control_pb2.DESCRIPTOR.services_by_name["Control"], [ControlMethods(images)], guard),
+        service_handler(control_pb2.DESCRIPTOR.services_by_name["Control"], [ControlMethods(images, stories)], guard),
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import AsyncIterator
 from typing import Any
 
-from crishim.cri.convert import checks, sandbox
+from crishim.cri.chunks import chunks
+from crishim.cri.convert import checks, container, resources, sandbox
 from crishim.cri.listing import Listing
 from crishim.cri.pb import api_pb2 as pb
 from crishim.cri.use_cases import Sandboxes
@@ -31,8 +34,27 @@ class SandboxMethods:
 
     async def PodSandboxStatus(self, request: pb.PodSandboxStatusRequest, _: Any) -> pb.PodSandboxStatusResponse:
         found = await self._sandboxes.get(checks.identifier("pod_sandbox_id", request.pod_sandbox_id))
-        info = sandbox.to_info(found) if request.verbose else {}
-        return pb.PodSandboxStatusResponse(status=sandbox.to_status(found), info=info)
+        members = self._listing.members(found.id)
+        return pb.PodSandboxStatusResponse(
+            status=sandbox.to_status(found),
+            info=sandbox.to_info(found) if request.verbose else {},
+            containers_statuses=[container.to_status(member) for member in members],
+            timestamp=time.time_ns(),
+        )
 
     async def ListPodSandbox(self, request: pb.ListPodSandboxRequest, _: Any) -> bytes:
         return self._listing.sandboxes(request.filter)
+
+    async def StreamPodSandboxes(self, request: pb.StreamPodSandboxesRequest, _: Any) -> AsyncIterator[bytes]:
+        for chunk in chunks(self._listing.sandbox_entries(request.filter)):
+            yield chunk
+
+    async def UpdatePodSandboxResources(
+        self, request: pb.UpdatePodSandboxResourcesRequest, _: Any
+    ) -> pb.UpdatePodSandboxResourcesResponse:
+        await self._sandboxes.update_resources(
+            checks.identifier("pod_sandbox_id", request.pod_sandbox_id),
+            resources.from_proto("overhead", request.overhead) if request.HasField("overhead") else None,
+            resources.from_proto("resources", request.resources) if request.HasField("resources") else None,
+        )
+        return pb.UpdatePodSandboxResourcesResponse()

@@ -8,17 +8,19 @@ that must go on shields itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from crishim.model.container import Container, ContainerConfig
 from crishim.model.exec import ExecResult
 from crishim.model.image import Credentials, FilesystemUsage, Image
+from crishim.model.life import LifeEvent
+from crishim.model.metric import MetricDescriptor, SandboxMetrics
 from crishim.model.node import CgroupDriver, NodeStatus
 from crishim.model.resources import Resources
 from crishim.model.sandbox import Sandbox, SandboxConfig
-from crishim.model.stats import ContainerSample
+from crishim.model.stats import ContainerSample, SandboxSample
 
 
 class Sandboxes(Protocol):
@@ -38,6 +40,10 @@ class Sandboxes(Protocol):
 
     async def get(self, sandbox_id: str) -> Sandbox:
         """NotFound when unknown. Asks no monitor and opens no file."""
+        ...
+
+    async def update_resources(self, sandbox_id: str, overhead: Resources | None, resources: Resources | None) -> None:
+        """Remember the sums of the pod after a resize, None keeps what is known; its cgroup is the kubelet's."""
         ...
 
 
@@ -95,6 +101,40 @@ class Stats(Protocol):
         """
         ...
 
+    async def sandbox(self, sandbox_id: str) -> SandboxSample:
+        """NotFound when unknown, Unavailable when it is not READY."""
+        ...
+
+    async def list_sandboxes(self, sandbox_ids: Sequence[str]) -> Sequence[SandboxSample]:
+        """Latest samples of these (full ids); those without one are left out."""
+        ...
+
+    def metric_descriptors(self) -> Sequence[MetricDescriptor]:
+        """All that `list_metrics` can name; constant, and there from the first second: a kubelet asks once."""
+        ...
+
+    async def list_metrics(self) -> Sequence[SandboxMetrics]:
+        """Present values of the metrics of every READY sandbox and its running containers."""
+        ...
+
+
+class Subscription(Protocol):
+    """One listener of events."""
+
+    def __aiter__(self) -> AsyncIterator[LifeEvent]: ...
+
+
+class Events(Protocol):
+    """Events of the life of pods."""
+
+    def subscribe(self) -> Subscription:
+        """Events from now on; its iteration raises Unavailable when the listener was too slow."""
+        ...
+
+    def unsubscribe(self, subscription: Any) -> None:
+        """`subscription` is one of `subscribe`."""
+        ...
+
 
 class Images(Protocol):
     """The image store and its registry client."""
@@ -117,6 +157,14 @@ class Images(Protocol):
 
     async def load(self, archive: Path) -> Sequence[Image]:
         """Images of an OCI or docker-save archive on this machine; InvalidSpec names what is wrong in it."""
+        ...
+
+
+class Stories(Protocol):
+    """What happened, told from records."""
+
+    async def why(self, id: str) -> Any:
+        """A dataclass of plain values, `runtime.story.Story`; NotFound when nothing has that id or name."""
         ...
 
 

@@ -50,3 +50,12 @@ class TrackLost:
 
 
 ProcessEvent = ProcessStarted | ProcessExited | TrackLost
+
+
+class LifeEventKind(enum.Enum):
+    """CRI `ContainerEventType`; the value is the wire number."""
+
+    CREATED = 0
+    STARTED = 1
+    STOPPED = 2
+    DELETED = 3

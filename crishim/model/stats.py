@@ -82,3 +82,47 @@ class ContainerSample:
     io: IoSample | None = None
     #: of the rootfs' upper directory; its mountpoint is a path that statfs(2) takes
     writable_layer: FilesystemUsage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceSample:
+    """CRI `NetworkInterfaceUsage`, and what only the metrics show: /proc/net/dev of the pod."""
+
+    name: str
+    rx_bytes: int
+    rx_packets: int
+    rx_errors: int
+    rx_dropped: int
+    tx_bytes: int
+    tx_packets: int
+    tx_errors: int
+    tx_dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSample:
+    """CRI `NetworkUsage`: "eth0", or else the first, comes first; loopback is left out."""
+
+    timestamp_ns: int
+    interfaces: tuple[InterfaceSample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSample:
+    """CRI `ProcessUsage`: processes, not threads."""
+
+    timestamp_ns: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSample:
+    """One reading of one pod, from the pod's own cgroup; its containers' samples are those of the same time."""
+
+    sandbox_id: str
+    cpu: CpuSample | None = None
+    memory: MemorySample | None = None
+    io: IoSample | None = None
+    network: NetworkSample | None = None
+    process: ProcessSample | None = None
+    containers: tuple[ContainerSample, ...] = ()

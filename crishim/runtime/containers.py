@@ -172,7 +172,6 @@ class Containers:
         if path is None:
             return None
         bounding = capability_sets(security, self._settings.node.capabilities).bounding
-        path = os.path.join(self._settings.seccomp_profile_dir, path)
         return await self._helper.run(self._profiles.compiled, path, bounding)
 
     def _check_sources(self, config: ContainerConfig) -> None:
@@ -273,15 +272,21 @@ class Containers:
             await self._update(self._store.get_container(container.id), resources)
 
     async def _update(self, container: Container, resources: Resources) -> None:
-        planned = cgroup_plan(container.cgroup_path, resources, None, self._executor.hierarchy)
+        limits = merged(container.resources, resources)
+        planned = cgroup_plan(container.cgroup_path, changed(limits, resources), None, self._executor.hierarchy)
+        undo: list[tuple[bytes, bytes]] = []
         if self._live.find(container.id) is not None:
             await self._helper.run(self._check_usage, container, resources)
             try:
-                await self._helper.run(effects.apply, self._executor.hierarchy, planned)
+                undo = await self._helper.run(effects.apply, self._executor.hierarchy, planned)
             except OSError as error:
                 raise WrongState(f"the limits of container {container.id} cannot be changed: {error}") from error
             reached("update_container.applied")
-        self._store.update_container(container.id, lambda old: replace(old, resources=merged(old.resources, resources)))
+        try:
+            self._store.update_container(container.id, lambda old: replace(old, resources=limits))
+        except BaseException:
+            await self._helper.run(effects.revert, undo)
+            raise
         reached("update_container.status")
 
     def _check_usage(self, container: Container, resources: Resources) -> None:
@@ -302,17 +307,39 @@ def operation_key(sandbox_id: str, config: ContainerConfig) -> tuple[str, str, s
 
 
 def merged(old: Resources, new: Resources) -> Resources:
-    """`old` with what `new` sets; maps are merged by key."""
+    """`old` with what `new` sets; maps are merged by key. A new memory limit leaves the room for swap as it was."""
     given = {
         name: value
         for name in Resources.__dataclass_fields__
         if name not in ("hugepage_limits", "unified") and (value := getattr(new, name)) is not None
     }
+    limit, total = old.memory_limit_bytes, old.memory_swap_limit_bytes
+    asked = new.memory_limit_bytes
+    if asked is not None and new.memory_swap_limit_bytes is None and limit is not None and total is not None:
+        given["memory_swap_limit_bytes"] = asked + total - limit if min(asked, limit, total) > 0 else None
     return replace(
         old,
         **given,
         hugepage_limits={**old.hugepage_limits, **new.hugepage_limits},
         unified={**old.unified, **new.unified},
+    )
+
+
+def changed(limits: Resources, new: Resources) -> Resources:
+    """The part of `limits`, which are in force from now on, that `new` touches: values that go together stay so."""
+    cpu = any(value is not None for value in (new.cpu_shares, new.cpu_quota_us, new.cpu_period_us))
+    memory = any(value is not None for value in (new.memory_limit_bytes, new.memory_swap_limit_bytes))
+    return Resources(
+        cpu_period_us=limits.cpu_period_us if cpu else None,
+        cpu_quota_us=limits.cpu_quota_us if cpu else None,
+        cpu_shares=limits.cpu_shares if cpu else None,
+        memory_limit_bytes=limits.memory_limit_bytes if memory else None,
+        memory_swap_limit_bytes=limits.memory_swap_limit_bytes if memory else None,
+        cpuset_cpus=new.cpuset_cpus,
+        cpuset_mems=new.cpuset_mems,
+        pids_limit=new.pids_limit,
+        hugepage_limits=new.hugepage_limits,
+        unified=new.unified,
     )
 
 

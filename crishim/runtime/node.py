@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+from typing import Any, Final
 
 from crishim.errors import InvalidSpec
 from crishim.model.node import CgroupDriver, Condition, NodeFeatures, NodeStatus, RuntimeHandler
 from crishim.network.door import Network
 from crishim.runtime.operations import Operations
 from crishim.runtime.settings import Settings
+from crishim.runtime.steps import WAITS
 
 #: an operation that stays in one stage this long is named in a verbose status
-_STUCK_S = 60.0
+_STUCK_S: Final = 60.0
+#: mount_setattr(2) with AT_RECURSIVE, which recursive read-only mounts need
+_MOUNT_SETATTR: Final = (5, 12)
 
 
 class Node:
@@ -26,30 +31,50 @@ class Node:
     async def status(self, verbose: bool) -> NodeStatus:
         """RuntimeReady is true as long as we answer; NetworkReady is what the network says."""
         network = await self._network.ready()
+        recursive = tuple(self._settings.node.kernel[:2]) >= _MOUNT_SETATTR
         names = ("", *self._settings.runtime_handlers)
         return NodeStatus(
             conditions=(
                 Condition("RuntimeReady", True),
                 Condition("NetworkReady", network.ready, network.reason, network.message),
             ),
-            handlers=tuple(RuntimeHandler(name, recursive_read_only_mounts=True) for name in names),
+            handlers=tuple(RuntimeHandler(name, recursive_read_only_mounts=recursive) for name in names),
             features=NodeFeatures(supplemental_groups_policy=True, mount_options=True),
             info=self._info() if verbose else {},
         )
 
     def _info(self) -> dict[str, str]:
-        stuck = [
-            {"operation": key, "stage": stage, "seconds": round(age, 1)}
-            for key, stage, age in self._operations.stuck(_STUCK_S)
-        ]
+        """Tools read "config": critest probes the file system of its `stateDir`, so that is the one of the roots."""
+        under_way = self._under_way()
         config = {
-            "stateDir": self._settings.state_dir,
+            "stateDir": os.path.join(self._settings.root_dir, "containers"),
+            "rootDir": self._settings.root_dir,
+            "runDir": self._settings.state_dir,
             "version": self._version,
             "cgroupDriver": self._settings.cgroup_driver.name.lower(),
             "networkMode": self._settings.network_mode,
-            "stuck": stuck,
+            "seccompProfileDir": self._settings.seccomp_profile_dir,
+            "runtimeHandlers": list(self._settings.runtime_handlers),
+            "kernel": ".".join(map(str, self._settings.node.kernel)),
         }
-        return {"config": json.dumps(config)}
+        return {
+            "config": json.dumps(config),
+            "operations": json.dumps(under_way),
+            "stuck": json.dumps([each for each in under_way if each["stage_seconds"] > _STUCK_S]),
+        }
+
+    def _under_way(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "operation": key,
+                "stage": stage,
+                "seconds": round(age_s, 3),
+                "stage_seconds": round(stage_s, 3),
+                "waits_for": WAITS.get(stage, ""),
+                "callers": callers,
+            }
+            for key, stage, age_s, stage_s, callers in self._operations.under_way()
+        ]
 
     async def cgroup_driver(self) -> CgroupDriver:
         """Constant while the server runs."""

@@ -98,13 +98,12 @@ class Operations:
         now = time.monotonic()
         return [(operation.stage, now - operation.started) for operation in list(self._running.values())]
 
-    def stuck(self, longer_than_s: float) -> list[tuple[str, str, float]]:
-        """(key, stage, seconds in this stage) of operations that stay in one stage, the longest first."""
+    def under_way(self) -> list[tuple[str, str, float, float, int]]:
+        """(key, stage, age in s, seconds in this stage, calls that wait) of everything under way, the oldest first."""
         now = time.monotonic()
         found = [
-            (_name(operation.key), operation.stage, now - operation.stage_since)
-            for operation in self._running.values()
-            if now - operation.stage_since > longer_than_s
+            (_name(each.key), each.stage, now - each.started, now - each.stage_since, each.waiters)
+            for each in self._running.values()
         ]
         return sorted(found, key=lambda entry: -entry[2])
 

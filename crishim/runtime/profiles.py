@@ -14,19 +14,25 @@ _LIMIT_BYTES = 1 << 20
 
 
 class SeccompProfiles:
-    """Compiled profiles by path, as long as the file stays the same."""
+    """Compiled profiles by path, as long as the file stays the same; only files below one directory."""
 
-    def __init__(self, node: NodeAbilities) -> None:
+    def __init__(self, node: NodeAbilities, directory: str) -> None:
+        """directory: where profiles lie; it belongs to the node's administrator, as all that is in it."""
         self._node = node
+        self._directory = directory
         #: (path, bounding set) to (mtime ns, size, inode) and the program
         self._known: dict[tuple[str, frozenset[str]], tuple[tuple[int, int, int], bytes]] = {}
 
     def compiled(self, path: str, capabilities: frozenset[str]) -> bytes:
-        """BPF of the profile at an absolute path, for a container with this bounding set.
+        """BPF of the profile at a path, relative to the directory or below it, for a container with this bounding set.
 
-        InvalidSpec names the path when it is missing or not understood.
+        InvalidSpec names the path when it is missing, not understood or, also by a link, outside of the directory.
         """
         where = f"linux.security_context.seccomp.localhost_ref: {path!r}"
+        base = os.path.realpath(self._directory)
+        path = os.path.realpath(os.path.join(base, path))
+        if not path.startswith(base.rstrip("/") + "/"):
+            raise InvalidSpec(f"{where}: it is not below the profile directory {self._directory}")
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from crishim.cgroups import effects
 from crishim.errors import AlreadyExists, InvalidSpec, NotFound, Unavailable
 from crishim.executor.client import PodSpec
+from crishim.model.resources import Resources
 from crishim.model.sandbox import NamespaceMode, Sandbox, SandboxConfig, SandboxState
 from crishim.network.door import Attachment, Network
 from crishim.runtime.executor import Executor, Monitor
@@ -286,6 +287,13 @@ class Sandboxes:
             self._live.drop_monitor(sandbox.id)
         await self._removal.remove_pin(sandbox.netns_path)
 
+    async def update_resources(self, sandbox_id: str, overhead: Resources | None, resources: Resources | None) -> None:
+        """Remember the sums of the pod after a resize; its cgroup was written by the kubelet."""
+        sandbox = self._store.resolve_sandbox(sandbox_id)
+        self._store.update_sandbox(
+            sandbox.id, lambda old: replace(old, config=_with_sums(old.config, overhead, resources))
+        )
+
     # -- read
 
     async def get(self, sandbox_id: str) -> Sandbox:
@@ -296,6 +304,10 @@ class Sandboxes:
 def operation_key(config: SandboxConfig) -> tuple[str, str, str, str, int]:
     """Key of the run of this identity."""
     return ("RunPodSandbox", config.name, config.namespace, config.uid, config.attempt)
+
+
+def _with_sums(config: SandboxConfig, overhead: Resources | None, resources: Resources | None) -> SandboxConfig:
+    return replace(config, overhead=overhead or config.overhead, resources=resources or config.resources)
 
 
 def hostname_of(sandbox: Sandbox) -> str:

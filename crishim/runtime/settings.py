@@ -15,8 +15,9 @@ class Settings:
 
     #: kernel, machine and our own privileges
     node: NodeAbilities
-    #: directory of the state; shown in Status, where tools look for the file system that we use
+    #: directory of the state, and of images and roots; shown in Status, where tools look for our file system
     state_dir: str
+    root_dir: str
     #: cgroup of this instance below the hierarchy root ("/crishim.slice")
     cgroup_root: str
     #: netns pins are /run/netns/<prefix>-<sandbox id>

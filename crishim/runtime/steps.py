@@ -61,6 +61,27 @@ POINTS = (
     *PULL,
 )
 
+#: what an operation waits for in a stage, when it is more than our own work
+WAITS = {
+    "run_sandbox.monitor": "the pod's monitor, which makes the namespaces",
+    "run_sandbox.network": "the pod network (its plugin, or the kernel)",
+    "create_container.rootfs": "the disk of the image store",
+    "create_container.spec": "the users and devices of the node and the image",
+    "start_container.started": "the pod's monitor, which mounts and executes",
+    "stop_container.signalled": "the container, which has its grace period",
+    "stop_container.killed": "the kernel: the processes were killed and are not gone yet",
+    "stop_sandbox.killed": "the containers, which are being stopped",
+    "stop_sandbox.network": "the pod network (its plugin, or the kernel)",
+    "stop_sandbox.monitor": "the pod's monitor, which ends",
+    "remove_container.killed": "the container, which is being killed",
+    "remove_container.forgotten": "the pod's monitor",
+    "remove_container.rootfs": "the disk of the container's root",
+    "remove_sandbox.containers": "the containers, which are being removed",
+    "exec.started": "the zygote, which executes",
+    "exec.ended": "the command",
+    "pull.done": "the registry",
+}
+
 _crash_at = os.environ.get("CRISHIM_CRASH_AT")
 
 

@@ -7,10 +7,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final, cast
 
+from google.protobuf import json_format
+
 from crishim.cri.convert import checks, resources, security
 from crishim.cri.convert.texts import to_wire
 from crishim.cri.pb import api_pb2 as pb
 from crishim.errors import InvalidSpec
+from crishim.model.resources import Resources
 from crishim.model.sandbox import (
     Dns,
     NamespaceOptions,
@@ -113,8 +116,17 @@ def to_info(sandbox: Sandbox) -> dict[str, str]:
         "logDirectory": sandbox.config.log_directory,
         "hostname": sandbox.config.hostname,
         "privileged": sandbox.config.security.privileged,
+        "overhead": _sums(sandbox.config.overhead),
+        "resources": _sums(sandbox.config.resources),
     }
     return {"info": json.dumps(facts)}
+
+
+def _sums(limits: Resources | None) -> object:
+    """What the kubelet told of the pod as a whole, when it was made or after a resize."""
+    if limits is None:
+        return None
+    return json_format.MessageToDict(resources.to_proto(limits), preserving_proto_field_name=True)
 
 
 def _hostname(path: str, value: str) -> str:

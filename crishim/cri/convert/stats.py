@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from crishim.cri.convert import sandbox
 from crishim.cri.convert.container import metadata_to_proto
+from crishim.cri.convert.texts import to_wire
 from crishim.cri.pb import api_pb2 as pb
 from crishim.model.container import Container
 from crishim.model.image import FilesystemUsage
-from crishim.model.stats import ContainerSample, CpuSample, MemorySample, Pressure, PressureStall, SwapSample
+from crishim.model.sandbox import Sandbox
+from crishim.model.stats import (
+    ContainerSample,
+    CpuSample,
+    InterfaceSample,
+    MemorySample,
+    NetworkSample,
+    Pressure,
+    PressureStall,
+    SandboxSample,
+    SwapSample,
+)
 
 
 def attributes_to_proto(container: Container) -> pb.ContainerStats:
@@ -39,6 +52,52 @@ def usage_to_proto(sample: ContainerSample) -> pb.ContainerStats:
         message.io.timestamp = sample.io.timestamp_ns
         _psi(message.io.psi, sample.io.psi)
     return message
+
+
+def pod_attributes_to_proto(found: Sandbox) -> pb.PodSandboxStats:
+    """The part of a pod's entry that tells whose usage it is."""
+    return pb.PodSandboxStats(
+        attributes=pb.PodSandboxAttributes(
+            id=found.id,
+            metadata=sandbox.metadata_to_proto(found.config),
+            labels=found.config.labels,
+            annotations=found.config.annotations,
+        )
+    )
+
+
+def pod_usage_to_proto(sample: SandboxSample) -> pb.LinuxPodSandboxStats:
+    """The part of a pod's entry that was measured, without its containers."""
+    message = pb.LinuxPodSandboxStats()
+    if sample.cpu is not None:
+        _cpu(message.cpu, sample.cpu)
+    if sample.memory is not None:
+        _memory(message.memory, sample.memory)
+    if sample.network is not None:
+        _network(message.network, sample.network)
+    if sample.process is not None:
+        message.process.timestamp = sample.process.timestamp_ns
+        message.process.process_count.value = sample.process.count
+    if sample.io is not None:
+        message.io.timestamp = sample.io.timestamp_ns
+        _psi(message.io.psi, sample.io.psi)
+    return message
+
+
+def _network(message: pb.NetworkUsage, sample: NetworkSample) -> None:
+    message.timestamp = sample.timestamp_ns
+    if sample.interfaces:
+        _interface(message.default_interface, sample.interfaces[0])
+    for interface in sample.interfaces[1:]:
+        _interface(message.interfaces.add(), interface)
+
+
+def _interface(message: pb.NetworkInterfaceUsage, sample: InterfaceSample) -> None:
+    message.name = to_wire(sample.name)
+    message.rx_bytes.value = sample.rx_bytes
+    message.rx_errors.value = sample.rx_errors
+    message.tx_bytes.value = sample.tx_bytes
+    message.tx_errors.value = sample.tx_errors
 
 
 def _cpu(message: pb.CpuUsage, sample: CpuSample) -> None:

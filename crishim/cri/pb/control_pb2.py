@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63rishim/cri/pb/control.proto\x12\ncrishim.v1\"\x1b\n\x0bLoadRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"7\n\x0cLoadResponse\x12\'\n\x06images\x18\x01 \x03(\x0b\x32\x17.crishim.v1.LoadedImage\",\n\x0bLoadedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\trepo_tags\x18\x02 \x03(\t2D\n\x07\x43ontrol\x12\x39\n\x04Load\x12\x17.crishim.v1.LoadRequest\x1a\x18.crishim.v1.LoadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63rishim/cri/pb/control.proto\x12\ncrishim.v1\"\x1b\n\x0bLoadRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"7\n\x0cLoadResponse\x12\'\n\x06images\x18\x01 \x03(\x0b\x32\x17.crishim.v1.LoadedImage\",\n\x0bLoadedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\trepo_tags\x18\x02 \x03(\t\"\x18\n\nWhyRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1c\n\x0bWhyResponse\x12\r\n\x05story\x18\x01 \x01(\t2|\n\x07\x43ontrol\x12\x39\n\x04Load\x12\x17.crishim.v1.LoadRequest\x1a\x18.crishim.v1.LoadResponse\x12\x36\n\x03Why\x12\x16.crishim.v1.WhyRequest\x1a\x17.crishim.v1.WhyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOADRESPONSE']._serialized_end=128
   _globals['_LOADEDIMAGE']._serialized_start=130
   _globals['_LOADEDIMAGE']._serialized_end=174
-  _globals['_CONTROL']._serialized_start=176
-  _globals['_CONTROL']._serialized_end=244
+  _globals['_WHYREQUEST']._serialized_start=176
+  _globals['_WHYREQUEST']._serialized_end=200
+  _globals['_WHYRESPONSE']._serialized_start=202
+  _globals['_WHYRESPONSE']._serialized_end=230
+  _globals['_CONTROL']._serialized_start=232
+  _globals['_CONTROL']._serialized_end=356
 # @@protoc_insertion_point(module_scope)

@@ -39,6 +39,11 @@ class ControlStub:
                 request_serializer=crishim_dot_cri_dot_pb_dot_control__pb2.LoadRequest.SerializeToString,
                 response_deserializer=crishim_dot_cri_dot_pb_dot_control__pb2.LoadResponse.FromString,
                 _registered_method=True)
+        self.Why = channel.unary_unary(
+                '/crishim.v1.Control/Why',
+                request_serializer=crishim_dot_cri_dot_pb_dot_control__pb2.WhyRequest.SerializeToString,
+                response_deserializer=crishim_dot_cri_dot_pb_dot_control__pb2.WhyResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -51,6 +56,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Why(self, request, context):
+        """What happened to a pod or a container. NOT_FOUND when nothing has that id or name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +70,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Load,
                     request_deserializer=crishim_dot_cri_dot_pb_dot_control__pb2.LoadRequest.FromString,
                     response_serializer=crishim_dot_cri_dot_pb_dot_control__pb2.LoadResponse.SerializeToString,
+            ),
+            'Why': grpc.unary_unary_rpc_method_handler(
+                    servicer.Why,
+                    request_deserializer=crishim_dot_cri_dot_pb_dot_control__pb2.WhyRequest.FromString,
+                    response_serializer=crishim_dot_cri_dot_pb_dot_control__pb2.WhyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +104,33 @@ class Control:
             '/crishim.v1.Control/Load',
             crishim_dot_cri_dot_pb_dot_control__pb2.LoadRequest.SerializeToString,
             crishim_dot_cri_dot_pb_dot_control__pb2.LoadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Why(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crishim.v1.Control/Why',
+            crishim_dot_cri_dot_pb_dot_control__pb2.WhyRequest.SerializeToString,
+            crishim_dot_cri_dot_pb_dot_control__pb2.WhyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,10 +12,19 @@ from crishim.errors import NotFound
 from crishim.model.container import Container, ContainerConfig, ContainerState, ContainerUser
 from crishim.model.exec import ExecResult
 from crishim.model.image import Credentials, FilesystemUsage, Image, ImageConfig
+from crishim.model.life import LifeEvent
+from crishim.model.metric import Metric, MetricDescriptor, MetricType, SandboxMetrics
 from crishim.model.node import CgroupDriver, Condition, NodeFeatures, NodeStatus, RuntimeHandler
 from crishim.model.resources import Resources
 from crishim.model.sandbox import Sandbox, SandboxConfig, SandboxState
-from crishim.model.stats import ContainerSample, CpuSample
+from crishim.model.stats import (
+    ContainerSample,
+    CpuSample,
+    InterfaceSample,
+    NetworkSample,
+    ProcessSample,
+    SandboxSample,
+)
 
 IMAGE_ID = "sha256:" + "ab" * 32
 USERNS = pb.UserNamespace(
@@ -165,6 +174,23 @@ def sample(container_id: str = "c0ffee") -> ContainerSample:
     return ContainerSample(container_id, cpu=CpuSample(timestamp_ns=5, usage_core_ns=6))
 
 
+def sandbox_sample(sandbox_id: str = "a1b2") -> SandboxSample:
+    """Of a pod with two interfaces and one container."""
+    return SandboxSample(
+        sandbox_id,
+        cpu=CpuSample(timestamp_ns=5, usage_core_ns=7),
+        network=NetworkSample(5, (InterfaceSample("eth0", 1, 2, 3, 4, 5, 6, 7, 8), InterfaceSample("b", *[0] * 8))),
+        process=ProcessSample(5, 2),
+        containers=(sample(),),
+    )
+
+
+PACKETS = MetricDescriptor(
+    "container_network_receive_packets_total", "packets", ("id", "name", "image", "interface"), MetricType.COUNTER
+)
+THREADS = MetricDescriptor("container_threads", "threads", ("id", "name", "image"), MetricType.GAUGE)
+
+
 @dataclass
 class FakeRuntime:
     """What the fakes share: `calls` holds what was asked; `failure` is raised by all but reads.
@@ -195,6 +221,9 @@ class FakeSandboxes:
 
     async def remove(self, sandbox_id: str) -> None:
         self._runtime.called("remove sandbox", sandbox_id)
+
+    async def update_resources(self, sandbox_id: str, overhead: Resources | None, resources: Resources | None) -> None:
+        self._runtime.called("update sandbox", sandbox_id, overhead, resources)
 
     async def get(self, sandbox_id: str) -> Sandbox:
         if sandbox_id != "a1b2":
@@ -250,6 +279,55 @@ class FakeStats:
 
     async def list(self, container_ids: Sequence[str]) -> Sequence[ContainerSample]:
         return [sample(container_id) for container_id in container_ids]
+
+    async def sandbox(self, sandbox_id: str) -> SandboxSample:
+        if sandbox_id != "a1b2":
+            raise NotFound(f"sandbox {sandbox_id} does not exist")
+        return sandbox_sample()
+
+    async def list_sandboxes(self, sandbox_ids: Sequence[str]) -> Sequence[SandboxSample]:
+        return [sandbox_sample(sandbox_id) for sandbox_id in sandbox_ids]
+
+    def metric_descriptors(self) -> Sequence[MetricDescriptor]:
+        return (PACKETS, THREADS)
+
+    async def list_metrics(self) -> Sequence[SandboxMetrics]:
+        packets = Metric(PACKETS, ("/pod", "a1b2", "", "eth0"), 3, 9)
+        return (SandboxMetrics("a1b2", (packets,), (("c0ffee", (Metric(THREADS, ("/c", "c0ffee", "web"), 2, 9),)),)),)
+
+
+class FakeEvents:
+    """`queue` holds what the one listener gets; None ends its stream."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[LifeEvent | BaseException | None] = asyncio.Queue()
+        self.listeners = 0
+
+    def subscribe(self) -> FakeEvents:
+        self.listeners += 1
+        return self
+
+    def unsubscribe(self, subscription: object) -> None:
+        assert subscription is self
+        self.listeners -= 1
+
+    async def __aiter__(self) -> AsyncIterator[LifeEvent]:
+        while (event := await self.queue.get()) is not None:
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+
+
+@dataclass(frozen=True)
+class FakeStory:
+    name: str
+
+
+class FakeStories:
+    async def why(self, id: str) -> FakeStory:
+        if id != "web":
+            raise NotFound(f"no pod and no container is called {id!r}")
+        return FakeStory(id)
 
 
 class FakeImages:

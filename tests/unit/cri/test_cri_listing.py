@@ -118,10 +118,12 @@ def test_images_by_id() -> None:
     listing = Listing()
     listing.upsert_image(image())
     listing.upsert_image(image("sha256:other"))
-    assert len(pb.ListImagesResponse.FromString(listing.images()).images) == 2
-    assert [i.id for i in pb.ListImagesResponse.FromString(listing.images("sha256:other")).images] == ["sha256:other"]
+    assert len(pb.ListImagesResponse.FromString(b"".join(listing.image_entries())).images) == 2
+    assert [i.id for i in pb.ListImagesResponse.FromString(b"".join(listing.image_entries("sha256:other"))).images] == [
+        "sha256:other"
+    ]
     listing.remove_image("sha256:other")
-    assert listing.images("sha256:other") == b""
+    assert listing.image_entries("sha256:other") == []
 
 
 def test_stats_are_of_running_containers_that_match() -> None:
@@ -132,7 +134,9 @@ def test_stats_are_of_running_containers_that_match() -> None:
 
 
 def test_stats_carry_the_attributes_of_the_container() -> None:
-    answer = pb.ListContainerStatsResponse.FromString(_listing().container_stats([sample("c1"), sample("gone")]))
+    answer = pb.ListContainerStatsResponse.FromString(
+        b"".join(_listing().container_stats([sample("c1"), sample("gone")]))
+    )
     (stats,) = answer.stats
     assert (stats.attributes.id, stats.attributes.metadata.name) == ("c1", "app")
     assert stats.attributes.annotations == {"x": "y"}
@@ -145,7 +149,7 @@ def test_a_new_sample_makes_new_stats() -> None:
     first = sample("c1")
     assert listing.container_stats([first]) == listing.container_stats([first])
     second = replace(first, cpu=CpuSample(timestamp_ns=9, usage_core_ns=8))
-    (stats,) = pb.ListContainerStatsResponse.FromString(listing.container_stats([second])).stats
+    (stats,) = pb.ListContainerStatsResponse.FromString(b"".join(listing.container_stats([second]))).stats
     assert stats.cpu.timestamp == 9
     assert (stats.attributes.id, stats.attributes.metadata.name) == ("c1", "app")
 
@@ -154,15 +158,15 @@ def test_stats_of_a_removed_container_are_forgotten() -> None:
     listing = _listing()
     listing.container_stats([sample("c1")])
     listing.remove_container("c1")
-    assert listing.container_stats([sample("c1")]) == b""
+    assert listing.container_stats([sample("c1")]) == []
     listing.upsert_container(container("c1", sandbox_id="aa1", name="another"))
-    (stats,) = pb.ListContainerStatsResponse.FromString(listing.container_stats([sample("c1")])).stats
+    (stats,) = pb.ListContainerStatsResponse.FromString(b"".join(listing.container_stats([sample("c1")]))).stats
     assert stats.attributes.metadata.name == "another"
 
 
 def test_a_measured_zero_is_present() -> None:
     idle = ContainerSample("c1", cpu=CpuSample(0, 0, 0), memory=MemorySample(0, 0, 0, 0))
-    (stats,) = pb.ListContainerStatsResponse.FromString(_listing().container_stats([idle])).stats
+    (stats,) = pb.ListContainerStatsResponse.FromString(b"".join(_listing().container_stats([idle]))).stats
     assert stats.cpu.HasField("usage_nano_cores") and stats.memory.HasField("rss_bytes")
     assert not stats.memory.HasField("available_bytes") and not stats.memory.HasField("psi")
 
@@ -177,7 +181,7 @@ def test_every_part_of_a_sample_arrives() -> None:
         io=IoSample(14, stall),
         writable_layer=FilesystemUsage("/var/lib/crishim", 15, 16, 17),
     )
-    (stats,) = pb.ListContainerStatsResponse.FromString(_listing().container_stats([full])).stats
+    (stats,) = pb.ListContainerStatsResponse.FromString(b"".join(_listing().container_stats([full]))).stats
     psi = pb.PsiStats(
         Some=pb.PsiData(Total=1000, Avg10=1.5, Avg60=0.5, Avg300=0.25),
         Full=pb.PsiData(Total=500, Avg10=0.5, Avg60=0.25, Avg300=0.125),

@@ -26,12 +26,14 @@ from crishim.model.image import Credentials
 from tests.unit.cri.fakes import (
     IMAGE_ID,
     FakeContainers,
+    FakeEvents,
     FakeExecs,
     FakeImages,
     FakeNode,
     FakeRuntime,
     FakeSandboxes,
     FakeStats,
+    FakeStories,
     FakeStreaming,
     container,
     full_container_config,
@@ -51,6 +53,7 @@ class Node:
         self.listing = Listing()
         self.observed: list[tuple[str, str]] = []
         self.reason: str | None = None
+        self.events = FakeEvents()
         guard = Guard(lambda method, code, seconds: self.observed.append((method, code)), lambda: self.reason)
         self.server = Server(
             path,
@@ -59,6 +62,8 @@ class Node:
                 containers=FakeContainers(self.runtime),
                 execs=FakeExecs(self.runtime),
                 stats=FakeStats(),
+                events=self.events,
+                stories=FakeStories(),
                 images=FakeImages(self.runtime),
                 node=FakeNode(self.runtime),
                 listing=self.listing,
@@ -354,9 +359,7 @@ def test_what_later_versions_build_is_unimplemented(socket: Path) -> None:
         for call in (
             node.cri.Exec(pb.ExecRequest(container_id="c0ffee", cmd=["sh"], stdout=True)),
             node.cri.CheckpointContainer(pb.CheckpointContainerRequest()),
-            node.cri.PodSandboxStats(pb.PodSandboxStatsRequest()),
-            node.cri.StreamContainers(pb.StreamContainersRequest()).read(),
-            node.cri.GetContainerEvents(pb.GetEventsRequest()).read(),
+            node.cri.CheckpointPod(pb.CheckpointPodRequest()),
         ):
             assert (await failure(call))[0] is grpc.StatusCode.UNIMPLEMENTED
 
