@@ -124,6 +124,11 @@ def _address(value: object, path: str) -> Address | None:
     return Address(bare, int(port))
 
 
+def _file(value: object, path: str) -> Path | None:
+    """An absolute path, or None for ""."""
+    return None if value == "" else Path(_directory(value, path))
+
+
 def _list_of(check: Check, *, empty: bool = True) -> Check:
     def check_list(value: object, path: str) -> tuple[Any, ...]:
         if not isinstance(value, list) or not (value or empty):
@@ -210,6 +215,9 @@ _CHECKS: Mapping[str, Check] = MappingProxyType(
         "server.state": _directory,
         "server.metrics": _address,
         "server.log_level": _one_of("debug", "info", "warning", "error"),
+        "streaming.listen": _address,
+        "streaming.cert_file": _file,
+        "streaming.key_file": _file,
         "network.bridge.subnets": _subnets,
         "network.cni.conf_dir": _directory,
         "network.cni.bin_dirs": _list_of(_directory, empty=False),
@@ -254,6 +262,17 @@ class ServerConfig:
     #: None: no metrics are served
     metrics: Address | None = Address("127.0.0.1", 9477)
     log_level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamingConfig:
+    """[streaming]: where exec, attach and port-forward are served. The kubelet connects, not its clients."""
+
+    #: port 0 is one that the kernel chooses; None: the three are refused
+    listen: Address | None = Address("127.0.0.1", 0)
+    #: PEM files; with both of them the server speaks TLS
+    cert_file: Path | None = None
+    key_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +363,7 @@ class Config:
     """All of it."""
 
     server: ServerConfig = ServerConfig()
+    streaming: StreamingConfig = StreamingConfig()
     network: NetworkConfig = NetworkConfig()
     images: ImagesConfig = ImagesConfig()
     cgroups: CgroupsConfig = CgroupsConfig()
@@ -381,6 +401,9 @@ def load(path: Path | None, overrides: Mapping[str, object] | None = None) -> Co
     config = _checked(Config, table, "")
     if config.server.root == config.server.state:
         raise _wrong("server.state", str(config.server.state), "another directory than server.root")
+    if (config.streaming.cert_file is None) != (config.streaming.key_file is None):
+        given = "cert_file" if config.streaming.key_file is None else "key_file"
+        raise InvalidSpec(f"streaming.{given}: a certificate and its key are given together or not at all")
     return config
 
 

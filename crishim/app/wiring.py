@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 
 import crishim
 from crishim.app.image_store import open_image_store
@@ -43,6 +44,7 @@ from crishim.runtime.profiles import SeccompProfiles
 from crishim.runtime.recovery import Recovery
 from crishim.runtime.removal import Removal
 from crishim.runtime.sandboxes import Sandboxes
+from crishim.runtime.sessions import Sessions
 from crishim.runtime.settings import Settings
 from crishim.runtime.stopping import Stopping
 from crishim.runtime.story import Stories
@@ -53,6 +55,7 @@ from crishim.spec.seccomp import runtime_default
 from crishim.store.boot import current_boot_id
 from crishim.store.durable import DurableStore
 from crishim.store.store import Kind, Store
+from crishim.streaming.server import StreamingServer
 
 #: calls that are under way when the server is told to stop have this long
 _CALLS_S = 3.0
@@ -103,6 +106,7 @@ class Server:
                 listing=self._listing,
                 guard=guard,
                 version=crishim.__version__,
+                streaming=self._sessions,
             ),
         )
         try:
@@ -115,6 +119,7 @@ class Server:
         self._fill_listing()
         await self._helper.run(runtime_default, DEFAULT, self._settings.node.kernel, self._settings.node.machine)
         await self._serve_metrics()
+        await self._serve_streams()
         self._starting = None
 
     async def stop(self) -> None:
@@ -123,6 +128,8 @@ class Server:
         self._events.close()
         if hasattr(self, "_grpc"):
             await self._grpc.stop(_CALLS_S)
+        if hasattr(self, "_streaming"):
+            await self._streaming.stop()
         await self._operations.close(_OPERATIONS_S)
         if hasattr(self, "_metrics_server"):
             await self._metrics_server.stop()
@@ -193,6 +200,24 @@ class Server:
         host = f"[{address.host}]" if ":" in address.host else address.host
         self.metrics_address = f"{host}:{self._metrics_server.port}"
 
+    async def _serve_streams(self) -> None:
+        streaming = self._config.streaming
+        if streaming.listen is None:
+            return
+        tls = None
+        if streaming.cert_file is not None and streaming.key_file is not None:
+            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            try:
+                tls.load_cert_chain(streaming.cert_file, streaming.key_file)
+            except OSError as error:  # ssl.SSLError is one
+                raise Unavailable(f"streaming: {streaming.cert_file} and {streaming.key_file}: {error}") from error
+        self._streaming = StreamingServer(self._sessions, tls=tls)
+        host, port = streaming.listen.host, streaming.listen.port
+        try:
+            await self._streaming.start(host, port)
+        except OSError as error:
+            raise Unavailable(f"streaming.listen: cannot listen on {host}:{port}: {error}") from error
+
     # -- use cases
 
     def _make_use_cases(self) -> None:
@@ -235,6 +260,7 @@ class Server:
             locks=locks,
         )
         self._execs = Execs(settings, store, live, executor, operations, helper, self._metrics)
+        self._sessions = Sessions(store, live, executor, operations, helper, self._metrics)
         mountpoint = self._images.usage().mountpoint
         self._layers = WritableLayers(rootfs, executor, mountpoint)
         self._collector = Collector(store, live, hierarchy, operations, helper, self._layers, mountpoint)

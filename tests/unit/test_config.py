@@ -85,6 +85,12 @@ def test_no_metrics_is_none() -> None:
     assert load(None, {"server.metrics": "[::1]:0"}).server.metrics == Address("::1", 0)
 
 
+def test_streams_may_be_off_or_over_tls() -> None:
+    assert load(None, {"streaming.listen": ""}).streaming.listen is None
+    files = {"streaming.cert_file": "/cert.pem", "streaming.key_file": "/key.pem"}
+    assert load(None, files).streaming.key_file == Path("/key.pem")
+
+
 def test_sizes_have_units() -> None:
     assert load(None, {"images.max_layer_bytes": "3 GiB"}).images.max_layer_bytes == 3 << 30
     assert load(None, {"images.max_layer_bytes": 1 << 21}).images.max_layer_bytes == 1 << 21
@@ -107,6 +113,10 @@ def test_sizes_have_units() -> None:
         ("server.metrics", "127.0.0.1", "is not an address and port"),
         ("server.metrics", "::1:9477", "is not an address and port"),
         ("server.metrics", "127.0.0.1:²", "is not an address and port"),
+        ("streaming.listen", "localhost:0", "is not an address and port"),
+        ("streaming.cert_file", "/cert.pem", "are given together or not at all"),
+        ("streaming.key_file", "/key.pem", "are given together or not at all"),
+        ("streaming.key_file", "key.pem", "is not an absolute path"),
         ("network.bridge.subnets", [], "is not a list with at least one value"),
         ("network.bridge.subnets", "10.0.0.0/8", "is not a list with at least one value"),
         ("network.bridge.subnets", ["10.88.0.1/16"], r'network.bridge.subnets[0]: "10.88.0.1/16" is not a subnet'),
