@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from tests.e2e.runtimes import Crishim
 from tests.support.registry import running_registry
 
 PROGRAMS = ("critest", "ginkgo")
-_PARALLEL = 4
+_PROCESSES = 4
 _DEADLINE_S = 900.0
 
 
@@ -31,9 +31,34 @@ class Spec:
 
     name: str
     state: str
-    #: of a failure or a skip; empty for a spec that the filters left out
+    #: of a failure or a skip
     reason: str
     seconds: float
+
+
+def problems(specs: Sequence[Spec]) -> list[str]:
+    """A line for each spec that did not pass, nor is skipped for a reason that this host or this version has."""
+    expected = _expected_skips()
+    return [
+        f"{spec.state}: {spec.name}: {spec.reason}"
+        for spec in specs
+        if spec.state != "passed"
+        and not (
+            spec.state == "skipped"
+            and any(re.search(name, spec.name) and re.search(reason, spec.reason) for name, reason in expected)
+        )
+    ]
+
+
+def _expected_skips() -> list[tuple[str, str]]:
+    """(pattern of the name, pattern of the reason) of specs that cannot run here; docs/critest.md says why."""
+    skips = [
+        (r"\bUserNamespaces\b", r"^no runtime handler found which supports user namespaces"),
+    ]
+    enabled = Path("/sys/module/apparmor/parameters/enabled")
+    if not enabled.exists() or enabled.read_text().strip() != "Y":
+        skips.append((r"\bAppArmor\b", r"^AppArmor is disabled on this host"))
+    return skips
 
 
 @contextlib.contextmanager
@@ -67,15 +92,27 @@ class Suite:
     program: Path
 
     def run(self, *flags: str, parallel: bool, focus: str = "", skip: Sequence[str] = ()) -> list[Spec]:
-        """Runs the specs and returns how each ended. Raises RuntimeError when there is no report."""
+        """Runs the specs that the expressions choose and returns how each ended; never the benchmarks.
+
+        Raises RuntimeError when there is no report, TimeoutError when there is no end.
+        """
         endpoint = f"unix://{self.runtime.socket}"
         own = [f"--runtime-endpoint={endpoint}", f"--image-endpoint={endpoint}", *flags]
         report = self.node.directory / "critest.json"
         report.unlink(missing_ok=True)
         choice = [f"skip={text}" for text in ("benchmark", *skip)] + ([f"focus={focus}"] if focus else [])
         if parallel:
-            ginkgo = [f"--{each}" for each in (*choice, f"nodes={_PARALLEL}", f"json-report={report.name}", "no-color")]
-            command = [tools.TOOLS["ginkgo"].path, *ginkgo, f"--output-dir={report.parent}", self.program, "--", *own]
+            ginkgo = [
+                f"--{each}" for each in (*choice, f"nodes={_PROCESSES}", f"json-report={report.name}", "no-color")
+            ]
+            command: list[str | Path] = [
+                tools.TOOLS["ginkgo"].path,
+                *ginkgo,
+                f"--output-dir={report.parent}",
+                self.program,
+                "--",
+                *own,
+            ]
         else:
             # critest itself adds the filter of the benchmarks
             ginkgo = [f"--ginkgo.{each}" for each in (*choice[1:], f"json-report={report}", "no-color", "v")]
@@ -116,7 +153,7 @@ def _positions(content: bytes, marker: bytes) -> Iterator[int]:
 
 def _read(report: Path) -> list[Spec]:
     (suite,) = json.loads(report.read_text())
-    return [
+    specs = [
         Spec(
             " ".join([*(each["ContainerHierarchyTexts"] or ()), each["LeafNodeText"]]),
             each["State"],
@@ -126,13 +163,10 @@ def _read(report: Path) -> list[Spec]:
         for each in suite["SpecReports"]
         if each["LeafNodeType"] == "It"
     ]
+    # a spec that skips itself says why; the others were left out by the filters
+    return [spec for spec in specs if spec.state != "skipped" or spec.reason]
 
 
 def missing_programs() -> list[str]:
     """Names of the programs that are not built."""
     return [name for name in PROGRAMS if tools.find(name) is None]
-
-
-def keep_log(node: Node, name: str) -> str:
-    """The last lines of a log of the node."""
-    return os.linesep.join(node.log(name).read_text(errors="replace").splitlines()[-60:])
