@@ -147,7 +147,7 @@ def init_steps(container: dict[str, object], opened: dict[bytes, int]) -> list[S
     mounts = container["mounts"]
     assert isinstance(mounts, list)
     for index, mount in enumerate(mounts):
-        if mount["kind"] == b"shm":  # the pod's, attached in the seed, which the pivot drops
+        if mount["kind"] == b"shm":  # the pod's, attached in the seed, which the root will cover
             steps.append(("take_shm", index))
     steps.append(("enter_root", opened[b"root"]))
     steps += _mount_steps(container, mounts, opened)
