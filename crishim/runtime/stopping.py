@@ -70,8 +70,7 @@ class Stopping:
 
     async def stop(self, container_id: str, grace_s: float) -> None:
         """Returns when EXITED is in the store. Nothing to do for a container that does not run."""
-        async with self._locks.of(container_id):
-            pass  # a start under way ends first: there is a process afterwards, or there never will be
+        await self._wait_for_start(container_id)
         try:
             state = self._store.get_container(container_id).state
         except NotFound:
@@ -90,6 +89,17 @@ class Stopping:
             lambda operation: self._stop(container, at, operation),
             stage="stop_container.noted",
         )
+
+    async def _wait_for_start(self, container_id: str) -> None:
+        """A start under way ends first: there is a process afterwards, or there never will be.
+
+        One that hangs (a source on a file server that does not answer) is told of, and may end for the next call.
+        """
+        try:
+            async with asyncio.timeout(self._settings.kill_wait_s), self._locks.of(container_id):
+                return
+        except TimeoutError:
+            raise Unavailable(f"container {container_id} is still being started, or its limits changed") from None
 
     async def kill_all(self, sandbox_id: str) -> None:
         """End every container of a sandbox by force; returns when all are EXITED."""
