@@ -4,6 +4,7 @@
     STATE/sandboxes/<id>/files/<name>        resolv.conf, hostname and hosts, bound into its containers
     STATE/sandboxes/<id>/specs/<container>   the ContainerSpec as CreateContainer made it, without its filter
     STATE/sandboxes/<id>/stops/<container>   the last signal we sent to its init, and why
+    STATE/sandboxes/<id>/own_cgroup          there when the pod's cgroup is ours to remove
     STATE/filters/<sha256>                   compiled seccomp filters, shared by content
 
 All of it is lost with the boot, as the processes are. Written under a temporary name and renamed, never synchronised.
@@ -80,6 +81,14 @@ class Places:
         """Its path, None when it was not made."""
         path = self.file(sandbox_id, name)
         return str(path) if path.exists() else None
+
+    def own_cgroup(self, sandbox_id: str) -> None:
+        """Note that nobody else had made the pod's cgroup: it goes with the sandbox."""
+        (self.sandbox(sandbox_id) / "own_cgroup").touch()
+
+    def owns_cgroup(self, sandbox_id: str) -> bool:
+        """Whether that was noted."""
+        return (self.sandbox(sandbox_id) / "own_cgroup").exists()
 
     def write_spec(self, sandbox_id: str, spec: ContainerSpec) -> ContainerSpec:
         """Keep a spec; the same one with the shared copy of its filter."""

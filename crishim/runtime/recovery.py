@@ -241,8 +241,8 @@ class Recovery:
             self._live.drop_monitor(sandbox_id)
         done &= await self._attempt(f"the namespace of {what}", self._removal.remove_pin(reservation.netns_path))
         config = _config_of(reservation)
-        if not config.cgroup_parent:
-            path = pod_cgroup("", self._settings.cgroup_root, sandbox_id)
+        if not config.cgroup_parent or self._places.owns_cgroup(sandbox_id):
+            path = pod_cgroup(config.cgroup_parent, self._settings.cgroup_root, sandbox_id)
             await self._helper.run(effects.remove, self._executor.hierarchy, path)
         if done:
             await self._helper.run(self._places.remove_sandbox, sandbox_id)

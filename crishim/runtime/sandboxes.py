@@ -108,6 +108,8 @@ class Sandboxes:
             directory = self._places.make_sandbox(sandbox.id)
             undo.push("the directory", lambda: self._helper.run(self._places.remove_sandbox, sandbox.id))
             self._write_files(sandbox, resolv_conf)
+            if not self._has_cgroup(sandbox):
+                self._places.own_cgroup(sandbox.id)
             reached("run_sandbox.directory")
             operation.enter("run_sandbox.monitor")
             monitor = await self._start_monitor(sandbox, directory, plan)
@@ -162,6 +164,11 @@ class Sandboxes:
             boot_id=self._boot_id,
             config=codec.to_bytes(config),
         )
+
+    def _has_cgroup(self, sandbox: Sandbox) -> bool:
+        """Whether the kubelet made the pod's cgroup; pods made by hand name one that is not there."""
+        directories = effects.directories(self._executor.hierarchy, sandbox.cgroup_path)
+        return any(os.path.isdir(directory) for _, directory in directories)
 
     async def _start_monitor(self, sandbox: Sandbox, directory: Path, plan: spec.SandboxPlan) -> Monitor:
         pod = PodSpec(
@@ -262,7 +269,7 @@ class Sandboxes:
             await self._removal.remove(container.id)
         reached("remove_sandbox.containers")
         operation.enter("remove_sandbox.cgroup")
-        if not sandbox.config.cgroup_parent:
+        if self._places.owns_cgroup(sandbox.id):
             await self._helper.run(effects.remove, self._executor.hierarchy, sandbox.cgroup_path)
         reached("remove_sandbox.cgroup")
         self._store.remove_sandbox(sandbox.id)

@@ -282,8 +282,9 @@ def test_an_unknown_runtime_handler_is_named(server: Server) -> None:
     refused(lambda: server.client.runtime("RunPodSandbox", request), InvalidSpec, "gvisor")
 
 
-def test_what_is_not_built_yet_is_unimplemented(server: Server, pod: tuple[str, Any]) -> None:
-    refused(lambda: server.client.runtime("ListMetricDescriptors", m.ListMetricDescriptorsRequest()), Unsupported)
+def test_what_is_not_built_yet_is_unimplemented(server: Server) -> None:
+    request = m.CheckpointContainerRequest(container_id=UNKNOWN, location="/nowhere")
+    refused(lambda: server.client.runtime("CheckpointContainer", request), Unsupported)
 
 
 # -- archives

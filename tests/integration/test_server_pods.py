@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -11,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from crishim.cgroups import effects
+from crishim.cgroups.hierarchy import detect
+from crishim.cgroups.planned import CgroupPlan
 from crishim.cri.client import Client
 from crishim.cri.client import messages as m
 from crishim.errors import CrishimError, TimedOut
@@ -138,6 +142,34 @@ def test_stopping_a_sandbox_ends_its_containers_and_everything_below_them(server
     assert server.status(container).state == m.CONTAINER_EXITED
     server.remove_pod(sandbox)
     assert not [path for path in server.left_behind() if sandbox in path]
+
+
+def test_a_cgroup_parent_made_for_a_pod_goes_with_it_and_a_kubelets_stays(server: Server) -> None:
+    hierarchy = detect()
+    parent = f"/crishim-test-{server.instance}"
+    try:
+        effects.create(hierarchy, CgroupPlan(f"{parent}/kubelets", []))
+        for name in ("kubelets", "ours"):
+            config = pod_config(name, server.logs)
+            config.linux.cgroup_parent = f"{parent}/{name}"
+            sandbox = server.run_pod_config(config)
+            container = server.started(sandbox, config)
+            assert f"{parent}/{name}/{container}" in _cgroups_of(server, container)
+            server.remove_pod(sandbox)
+        (_, first), *_ = effects.directories(hierarchy, parent)
+        assert [path.name for path in Path(os.fsdecode(first)).glob("*/")] == ["kubelets"]
+    finally:
+        effects.remove(hierarchy, parent)
+
+
+def _cgroups_of(server: Server, container: str) -> str:
+    """/proc/PID/cgroup of its init, as the host sees it."""
+    found = [
+        pid
+        for procs in Path("/sys/fs/cgroup").glob(f"*/crishim-test-{server.instance}/*/{container}/cgroup.procs")
+        for pid in procs.read_text().split()
+    ]
+    return Path(f"/proc/{found[0]}/cgroup").read_text()
 
 
 # -- namespaces
