@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import ssl
 
@@ -56,6 +57,8 @@ from crishim.store.boot import current_boot_id
 from crishim.store.durable import DurableStore
 from crishim.store.store import Kind, Store
 from crishim.streaming.server import StreamingServer
+
+logger = logging.getLogger(__name__)
 
 #: calls that are under way when the server is told to stop have this long
 _CALLS_S = 3.0
@@ -113,6 +116,7 @@ class Server:
             await self._grpc.start()
         except OSError as error:
             raise Unavailable(f"cannot listen on {self._config.server.listen}: {error}") from error
+        self._executor.on_zygote_lost = lambda: logger.error("the zygote died, and its execs with it; a new one starts")
         await self._executor.open()
         await self._network.open()
         await self._recovery.run(report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from crishim.cgroups.hierarchy import detect
 from crishim.cgroups.planned import CgroupPlan
 from crishim.cri.client import Client
 from crishim.cri.client import messages as m
-from crishim.errors import CrishimError, TimedOut
+from crishim.errors import CrishimError, TimedOut, Unavailable
 from crishim.images.demo import build_demo_image
 from tests.support.server import NEEDS_SERVER, Server, container_config, load_demo_image, pod_config, wait_until
 
@@ -303,6 +304,40 @@ def test_a_timeout_is_answered_soon_after(server: Server, pod: tuple[str, Any]) 
 
 def _resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+
+
+def test_a_zygote_that_dies_takes_its_execs_and_nothing_else(server: Server, pod: tuple[str, Any]) -> None:
+    assert server.process is not None
+    container = server.started(*pod, name="zygote")
+    failures: list[Exception] = []
+
+    def slow() -> None:
+        try:
+            server.exec(container, "sleep", "555", timeout=60)
+        except CrishimError as error:
+            failures.append(error)
+
+    caller = threading.Thread(target=slow)
+    caller.start()
+    wait_until(lambda: "sleep 555" in server.sh(container, "ps -o args"), "the exec")
+    os.kill(_zygote_of(server.process.pid), signal.SIGKILL)
+    caller.join(30)
+    assert [type(each) for each in failures] == [Unavailable]
+    assert server.sh(container, "ps -o args | grep -c '[s]leep 555' || true").strip() == "0"
+    assert server.exec(container, "true").exit_code == 0
+    sandbox, config = server.run_pod("afterwards")
+    server.started(sandbox, config)
+    server.remove_pod(sandbox)
+    server.stop(container, timeout=0)
+    server.remove(container)
+
+
+def _zygote_of(server: int) -> int:
+    for path in Path(f"/proc/{server}/task").glob("*/children"):
+        for pid in path.read_text().split():
+            if Path(f"/proc/{pid}/comm").read_text() == "crishim-zygote\n":
+                return int(pid)
+    raise AssertionError("the server has no zygote")
 
 
 # -- what a process finds
