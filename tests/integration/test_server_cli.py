@@ -1,0 +1,73 @@
+"""The client commands against a real server, for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crishim.images.demo import build_demo_image
+from tests.support.server import NEEDS_SERVER, Server
+
+pytestmark = pytest.mark.skipif(not NEEDS_SERVER, reason="a server needs root, nsenter and ip")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("cli") / "node")
+    try:
+        server.start()
+        build_demo_image(server.directory / "demo.tar")
+        yield server
+    finally:
+        server.close()
+
+
+def crishim(server: Server, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "crishim", *words, "--address", server.address]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_an_archive_is_loaded_and_listed(server: Server) -> None:
+    loaded = crishim(server, "load", str(server.directory / "demo.tar"), "--json")
+    assert loaded.returncode == 0, loaded.stderr
+    (image,) = json.loads(loaded.stdout)
+    assert image["tags"] == ["crishim.local/demo:latest"]
+    (listed,) = json.loads(crishim(server, "images", "--json").stdout)
+    assert (listed["id"], listed["tags"]) == (image["id"], image["tags"])
+    table = crishim(server, "images").stdout.splitlines()
+    assert table[0].split() == ["IMAGE", "ID", "SIZE"] and table[1].startswith("crishim.local/demo:latest")
+
+
+def test_pods_and_containers_are_listed(server: Server) -> None:
+    crishim(server, "load", str(server.directory / "demo.tar"))
+    sandbox, pod = server.run_pod("shown")
+    container = server.started(sandbox, pod)
+    found = json.loads(crishim(server, "ps", "--json").stdout)
+    assert [each["id"] for each in found["pods"]] == [sandbox]
+    assert [(each["id"], each["state"]) for each in found["containers"]] == [(container, "RUNNING")]
+    server.stop(container, timeout=0)
+    assert json.loads(crishim(server, "ps", "--json").stdout)["containers"] == []
+    assert "EXITED" in crishim(server, "ps", "--all").stdout
+    server.remove_pod(sandbox)
+
+
+def test_errors_are_one_sentence(server: Server, tmp_path: Path) -> None:
+    missing = crishim(server, "load", str(tmp_path / "none.tar"))
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert missing.stderr == f"crishim: path: {str(tmp_path / 'none.tar')!r} does not exist\n"
+    nobody = subprocess.run(
+        [sys.executable, "-m", "crishim", "ps", "--address", f"unix://{tmp_path}/none.sock"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert nobody.returncode == 1
+    assert nobody.stderr == f"crishim: no server answers on unix://{tmp_path}/none.sock\n"
+    wrong = crishim(server, "pull", "lower/UPPER")
+    assert wrong.returncode == 1 and "lower/UPPER" in wrong.stderr and wrong.stderr.count("\n") == 1
