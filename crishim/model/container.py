@@ -1,4 +1,4 @@
-"""Containers: configuration, status, and the one table of state changes (api.proto ContainerConfig, ContainerStatus)."""
+"""Containers: configuration, status, the table of state changes (api.proto ContainerConfig, ContainerStatus)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The node as the kubelet sees it through Status and RuntimeConfig (api.proto StatusResponse, RuntimeConfigResponse)."""
+"""The node as a kubelet sees it by Status and RuntimeConfig (api.proto StatusResponse, RuntimeConfigResponse)."""
 
 from __future__ import annotations
 

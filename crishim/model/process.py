@@ -48,7 +48,7 @@ class Rlimit:
 
 @dataclass(frozen=True, slots=True)
 class Scheduler:
-    """sched_setattr(2); policy is "SCHED_OTHER", "SCHED_FIFO", "SCHED_RR", "SCHED_BATCH", "SCHED_IDLE" or "SCHED_DEADLINE"."""
+    """sched_setattr(2); policy is "SCHED_OTHER", _FIFO, _RR, _BATCH, _IDLE or _DEADLINE."""
 
     policy: str
     nice: int = 0
