@@ -1,7 +1,7 @@
 """A server from start to end: lock, zygote, wiring, signals.
 
-The order matters: the state directory is locked first, and the zygote is started before grpc is imported and before
-there is a thread. `wiring.py`, which loads everything else, is therefore imported late.
+The order matters: state and root directory are locked first, and the zygote is started before grpc is imported and
+before there is a thread. `wiring.py`, which loads everything else, is therefore imported late.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ def serve(config: Config) -> None:
     """Serve until SIGTERM or SIGINT; pods go on. CrishimError with one sentence when it cannot start."""
     configure_logging(config.server.log_level)
     with_root()
-    lock = lock_state(config.server.state)
+    locks = [lock_directory(config.server.state, "state"), lock_directory(config.server.root, "root")]
     try:
         executor = Executor.launch(cgroup=f"{cgroup_root(config)}/monitors", roles=ROLES)
         asyncio.run(_serve(config, executor))
     finally:
-        os.close(lock)
+        for lock in locks:
+            os.close(lock)
 
 
 async def _serve(config: Config, executor: Executor) -> None:
@@ -85,19 +86,19 @@ def cgroup_root(config: Config) -> str:
     return "/crishim.slice" if config.instance == "default" else f"/crishim-{config.instance}.slice"
 
 
-def lock_state(state: Path) -> int:
-    """Descriptor that holds the lock of a state directory; Unavailable when another server has it.
+def lock_directory(directory: Path, what: str) -> int:
+    """Descriptor that holds the lock of the state or root directory; Unavailable when another server has it.
 
     The lock ends with the process, however it ends (flock(2)).
     """
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    state.chmod(0o700)
-    fd = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.chmod(0o700)
+    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        raise Unavailable(f"another crishim server uses the state directory {state}") from None
+        raise Unavailable(f"another crishim server uses the {what} directory {directory}") from None
     return fd
 
 
