@@ -406,10 +406,11 @@ def test_the_kubernetes_client_runs_a_command_with_input_and_reads_its_exit_code
 
             def use() -> tuple[str, str, int]:
                 client = kubernetes_exec(url)
+                connection = client.sock.sock
                 client.write_stdin("hello\n")
                 client.run_forever(timeout=DEADLINE_S)
                 found = client.read_stdout(), client.read_stderr(), client.returncode
-                client.close()
+                connection.close()  # the client forgets it when the server closes
                 return found
 
             assert await asyncio.to_thread(use) == ("got hello\n", "err\n", 5)

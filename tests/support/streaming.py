@@ -20,7 +20,7 @@ from crishim.runtime.tokens import Tokens
 from crishim.streaming import spdy
 from crishim.streaming.server import StreamingServer
 
-DEADLINE_S = 60.0
+DEADLINE_S = 30.0
 
 
 class ProcessSession:
