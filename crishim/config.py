@@ -344,7 +344,7 @@ class ContainersConfig:
 
     #: what a missing host path of a mount becomes: a directory, or an error
     missing_host_path: str = "create"
-    #: where localhost seccomp profiles with a relative path are looked up
+    #: the only directory below which localhost seccomp profiles may lie
     seccomp_profile_dir: Path = Path("/var/lib/kubelet/seccomp")
 
 

@@ -33,7 +33,7 @@ class Settings:
     rlimits: tuple[Rlimit, ...] = ()
     #: bytes of both streams of one ExecSync together; beyond it output is dropped
     exec_output_bytes: int = (16 << 20) - (64 << 10)
-    #: base of seccomp profiles that are named by a relative path
+    #: the only directory below which localhost seccomp profiles may lie
     seccomp_profile_dir: str = "/var/lib/kubelet/seccomp"
     #: between stop signal and SIGKILL for containers that still run at StopPodSandbox
     sandbox_grace_s: float = 0.0
