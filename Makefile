@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RUN_PACKAGES := busybox-static iproute2 nftables
 TEST_PACKAGES := $(RUN_PACKAGES) containernetworking-plugins docker-registry gcc libc6-dev util-linux
 BENCH_PACKAGES := crun libseccomp-dev gcc libc6-dev pkg-config
-TEST_TOOLS := kubelet crictl
+TEST_TOOLS := kubelet crictl critest ginkgo
 BENCH_TOOLS := runc containerd containerd-shim-runc-v2 ctr
 TOOLS ?= $(TEST_TOOLS)
 
@@ -68,6 +68,7 @@ bench: dev-venv ## measure beside runc, crun and containerd, in one run (BENCH="
 
 soak: dev-venv packages ## long faults and repeated end-to-end runs (MINUTES=30)
 	$(BIN)/python -m tests.e2e.tools $(TEST_TOOLS)
+	$(BIN)/python -m tests.e2e.critest
 	$(BIN)/python -m tests.e2e.soak --minutes $(or $(MINUTES),30)
 
 proto: dev-venv ## generate crishim/cri/pb from the protocol definitions

@@ -74,7 +74,7 @@ def serving(node: Node) -> Iterator[Suite]:
     url = f"http://{registry.host}"
     wait_until(lambda: node.http("GET", f"{url}/v2/").status == 200, deadline_s=15, what="the registry in the node")
     mirrors = "".join(f'"{name}" = ["{url}"]\n' for name in REGISTRIES)
-    runtime = Crishim(node, more=f"[images.mirrors]\n{mirrors}")
+    runtime = Crishim(node, more=f'[containers]\nseccomp_profile_dir = "/tmp"\n[images.mirrors]\n{mirrors}')
     runtime.start()
     try:
         yield Suite(node, runtime, _with_digest(work / "critest.test", digest))
@@ -120,13 +120,17 @@ class Suite:
         return self._ended(command, report)
 
     def _ended(self, command: Sequence[str | Path], report: Path) -> list[Spec]:
-        temporary = self.node.directory / "tmp"
-        temporary.mkdir(exist_ok=True)
-        pid = self.node.start(*command, log="critest", env={"TMPDIR": str(temporary)})
+        pid = self.node.start(*command, log="critest", env={"TMPDIR": str(_temporary(self.node))})
         wait_until(lambda: self.node.exit_code(pid) is not None, deadline_s=_DEADLINE_S, what="the end of critest")
         if not report.exists():
             raise RuntimeError(f"critest wrote no report: {self.node.log('critest').read_text()[-4000:]}")
         return _read(report)
+
+
+def _temporary(node: Node) -> Path:
+    directory = node.directory / "tmp"
+    directory.mkdir(exist_ok=True)
+    return directory
 
 
 def _with_digest(copy: Path, digest: str) -> Path:
