@@ -164,7 +164,8 @@ def test_t5_a_mount_target_below_a_link_of_the_image_stays_inside(
 ) -> None:
     """CVE-2019-18837: a link of the image leads a mount target to a path of the host.
 
-    Defence: targets are opened with RESOLVE_IN_ROOT below the container's own root.
+    Defence, twice: the root is entered before any target is opened, in a mount namespace that holds nothing of the
+    host; and targets are opened with RESOLVE_IN_ROOT.
     """
     (layer / "link").symlink_to(victim)
     (tmp_path / "source").write_text("mounted")
@@ -180,8 +181,8 @@ def test_t8_t16_a_target_swapped_for_a_link_during_the_mount_stays_inside(
 ) -> None:
     """CVE-2021-30465, CVE-2024-45310: a directory of a shared volume is exchanged for a link while we mount below it.
 
-    Defence: the target is opened once, inside the root, and the mount is attached to that descriptor; missing
-    directories are made one by one relative to their parent's descriptor.
+    Defence, twice: nothing of the host has a name where targets are opened; and a target is opened once, the mount
+    attached to that descriptor, missing directories made one by one relative to their parent's descriptor.
     """
     volume = tmp_path / "volume"
     (volume / "real" / "sub").mkdir(parents=True)
