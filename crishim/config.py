@@ -40,6 +40,8 @@ _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40
 _RLIMITS = re.compile(
     "AS|CORE|CPU|DATA|FSIZE|LOCKS|MEMLOCK|MSGQUEUE|NICE|NOFILE|NPROC|RSS|RTPRIO|RTTIME|SIGPENDING|STACK"
 )
+#: a RuntimeClass names its handler by a DNS label
+_HANDLER = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -233,6 +235,7 @@ _CHECKS: Mapping[str, Check] = MappingProxyType(
         "cgroups.parent": _matching(re.compile(f"(?:{_CGROUP.pattern})?"), "a cgroup path"),
         "limits.exec_output_bytes": _size(1024, (16 << 20) - (64 << 10)),
         "limits.rlimits": _rlimits,
+        "containers.runtime_handlers": _list_of(_matching(_HANDLER, 'a name like "crishim"')),
         "containers.missing_host_path": _one_of("create", "reject"),
         "containers.seccomp_profile_dir": _directory,
         "stop.sandbox_grace_s": _seconds(0, 3600),
@@ -344,6 +347,8 @@ class ContainersConfig:
 
     #: what a missing host path of a mount becomes: a directory, or an error
     missing_host_path: str = "create"
+    #: what a RuntimeClass may name besides "", the default; all run alike
+    runtime_handlers: tuple[str, ...] = ("crishim",)
     #: the only directory below which localhost seccomp profiles may lie
     seccomp_profile_dir: Path = Path("/var/lib/kubelet/seccomp")
 

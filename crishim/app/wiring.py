@@ -307,6 +307,7 @@ def _settings(config: Config, executor: Executor) -> Settings:
         netns_prefix="crishim" if config.instance == "default" else f"crishim-{config.instance}",
         cgroup_driver=CgroupDriver.CGROUPFS,
         network_mode=config.network.mode,
+        runtime_handlers=tuple(dict.fromkeys(config.containers.runtime_handlers)),
         make_missing_sources=config.containers.missing_host_path == "create",
         rlimits=config.limits.rlimits,
         exec_output_bytes=config.limits.exec_output_bytes,

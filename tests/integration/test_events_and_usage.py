@@ -15,7 +15,7 @@ from crishim.cri.client import Client
 from crishim.cri.client import messages as m
 from crishim.errors import InvalidSpec, Unavailable, WrongState
 from crishim.images.demo import build_demo_image
-from tests.support.server import NEEDS_SERVER, Server, container_config, load_demo_image, wait_until
+from tests.support.server import NEEDS_SERVER, Server, container_config, load_demo_image, pod_config, wait_until
 
 pytestmark = pytest.mark.skipif(not NEEDS_SERVER, reason="a server needs root, nsenter and ip")
 
@@ -60,7 +60,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("node")
     profiles = directory / "profiles"
     profiles.mkdir()
-    server = Server(directory / "server", config=f'[containers]\nseccomp_profile_dir = "{profiles}"\n')
+    containers = f'seccomp_profile_dir = "{profiles}"\nruntime_handlers = ["crishim", "fast"]'
+    server = Server(directory / "server", config=f"[containers]\n{containers}\n")
     try:
         server.start()
         archive = directory / "demo.tar"
@@ -285,6 +286,20 @@ def test_the_verbose_status_names_the_file_system_of_the_roots(server: Server) -
     config = json.loads(server.client.runtime("Status", m.StatusRequest(verbose=True)).info["config"])
     assert Path(config["stateDir"]).parent == server.root
     assert Path(config["stateDir"]).is_dir()
+
+
+def test_a_pod_runs_with_the_handlers_that_status_shows_and_no_other(server: Server) -> None:
+    status = server.client.runtime("Status", m.StatusRequest())
+    assert [each.name for each in status.runtime_handlers] == ["", "crishim", "fast"]
+    assert not any(each.features.user_namespaces for each in status.runtime_handlers)
+    config = pod_config("handled", server.logs)
+    request = m.RunPodSandboxRequest(config=config, runtime_handler="fast")
+    sandbox = server.client.runtime("RunPodSandbox", request).pod_sandbox_id
+    (listed,) = server.client.runtime("ListPodSandbox", m.ListPodSandboxRequest()).items
+    assert listed.runtime_handler == "fast"
+    server.remove_pod(sandbox)
+    with pytest.raises(InvalidSpec, match="runtime_handler"):
+        server.client.runtime("RunPodSandbox", m.RunPodSandboxRequest(config=config, runtime_handler="slow"))
 
 
 def test_a_seccomp_profile_outside_of_the_directory_is_refused(server: Server, tmp_path: Path) -> None:
