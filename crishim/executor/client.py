@@ -287,6 +287,8 @@ class Monitor:
         self.containers: dict[str, MonitoredContainer] = {}
         #: called with each exit record, after the monitor has written it
         self.on_exit: Callable[[ExitRecord], None] = lambda record: None
+        #: called with a container whose start an earlier server had asked for; its pidfd is the receiver's
+        self.on_started: Callable[[MonitoredContainer], None] = _drop_started
         #: called once when the monitor is gone without having been stopped
         self.on_lost: Callable[[], None] = lambda: None
         self._directory = directory
@@ -300,6 +302,11 @@ class Monitor:
         self._connection = Connection(sock, self._event, self._gone)
 
     def _event(self, message: wire.Message) -> None:
+        if message.kind == wire.EVENT_CONTAINER_STARTED:
+            body = message.body
+            pidfd = message.fds.pop()
+            started = MonitoredContainer(body["id"].decode(), body["pid"], pidfd, body["started_at_ns"], None)  # type: ignore[attr-defined, arg-type]
+            self.on_started(started)
         message.close()
         if message.kind == wire.EVENT_CONTAINER_EXITED:
             self.on_exit(exit_record(message.body))
@@ -407,6 +414,11 @@ class Monitor:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+
+
+def _drop_started(container: MonitoredContainer) -> None:
+    if container.pidfd is not None:
+        os.close(container.pidfd)
 
 
 class Executor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
 
 from crishim.errors import InvalidSpec
 from crishim.executor.attach import Client, set_size, write_some
@@ -33,6 +33,7 @@ class InitProcess:
     """
 
     __slots__ = (
+        "asking",
         "cgroup",
         "clients",
         "exit",
@@ -40,9 +41,11 @@ class InitProcess:
         "log",
         "outputs",
         "own_pid_namespace",
+        "phases_ns",
         "pid",
         "pidfd",
         "started_at_ns",
+        "starter",
         "stdin",
         "stdin_once",
         "stdin_pending",
@@ -54,6 +57,12 @@ class InitProcess:
         self.id: bytes = request["id"]  # type: ignore[assignment]
         self.cgroup = str(request["cgroup"])
         self.own_pid_namespace = bool(request["own_pid_namespace"])
+        #: connection of the server that began the start
+        self.starter: socket | None = None
+        #: connection and sequence number of the request that waits for the start
+        self.asking: tuple[socket, int] | None = None
+        #: durations: cgroup, mounts, clone, setup
+        self.phases_ns: dict[str, int] = {}
         self.pid = 0
         self.pidfd = -1
         self.started_at_ns = 0

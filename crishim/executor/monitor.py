@@ -203,9 +203,18 @@ class Monitor:
         body = message.body
         container_id, spec = body["id"], body["spec"]
         assert isinstance(container_id, bytes) and isinstance(spec, bytes)
-        if container_id in self.containers and self.containers[container_id].exit is None:
-            raise StepFailed(f"container {_text(container_id)} is already started")
+        known = self.containers.get(container_id)
+        if known is not None and known.exit is None:
+            if known.starter is connection:
+                raise StepFailed(f"container {_text(container_id)} is already started")
+            # the server that asked first died before the answer: this one asks again, and gets it
+            known.asking = (connection, message.seq)
+            if known.pidfd >= 0:
+                self._answer_start(known)
+            message.close()
+            return
         init = InitProcess(body)
+        init.starter, init.asking = connection, (connection, message.seq)
         init.open_log()
         ours, theirs = wire.pair()
         pid, pidfd = process.clone3(0)
@@ -217,7 +226,7 @@ class Monitor:
 
         def answered() -> None:
             self.loop.forget(ours.fileno())
-            self._started(connection, message.seq, init, ours)
+            self._started(init, ours)
             ours.close()
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
             os.close(pidfd)
@@ -225,22 +234,33 @@ class Monitor:
 
         self.loop.watch(ours.fileno(), answered)
 
-    def _started(self, connection: socket, seq: int, init: InitProcess, answer: socket) -> None:
+    def _started(self, init: InitProcess, answer: socket) -> None:
         message = wire.receive(answer)
         if message is None or message.kind == wire.ERROR:
             self._undo_start(init, message)
             text = "the start was killed" if message is None else message.body["message"]
-            self._reply(connection, wire.ERROR, seq, {"message": text})
+            if init.asking is not None:
+                self._reply(init.asking[0], wire.ERROR, init.asking[1], {"message": text})
             return
         init.take(message.body, message.fds)
         self.loop.watch(init.pidfd, lambda: self._init_exited(init))
         init.watch_output(self.loop)
+        init.phases_ns = message.body["phases_ns"]  # type: ignore[assignment]
+        self._answer_start(init)
+
+    def _answer_start(self, init: InitProcess) -> None:
+        """To whom asked last; to the newest server as an event when that one is gone."""
         body: dict[str, object] = {
+            "id": init.id,
             "pid": init.pid,
             "started_at_ns": init.started_at_ns,
-            "phases_ns": message.body["phases_ns"],
+            "phases_ns": init.phases_ns,
         }
-        self._reply(connection, wire.OK, seq, body, [init.pidfd])
+        asking, init.asking = init.asking, None
+        if asking is not None and asking[0] in self._connections:
+            self._reply(asking[0], wire.OK, asking[1], body, [init.pidfd])
+        else:
+            self._tell(wire.EVENT_CONTAINER_STARTED, body, [init.pidfd])
 
     def _undo_start(self, init: InitProcess, message: Message | None) -> None:
         """Nothing of a failed start stays: neither the process nor descriptors nor the cgroup."""
@@ -349,11 +369,11 @@ class Monitor:
         self.pod_init = None
         self._tell(wire.EVENT_NOTE, {"message": "the init process of the pod's shared PID namespace died"})
 
-    def _tell(self, kind: int, body: dict[str, object]) -> None:
+    def _tell(self, kind: int, body: dict[str, object], fds: list[int] | None = None) -> None:
         if not self._connections:
             return
         try:
-            wire.send(self._connections[-1], kind, 0, self.sandbox_id, body)
+            wire.send(self._connections[-1], kind, 0, self.sandbox_id, body, fds or [])
         except OSError:  # the server is gone or does not read: it will find the record
             self._drop(self._connections[-1])
 

@@ -19,6 +19,7 @@ class Monitor(Protocol):
     pid: int
     containers: dict[str, MonitoredContainer]
     on_exit: Callable[[ExitRecord], None]
+    on_started: Callable[[MonitoredContainer], None]
     on_lost: Callable[[], None]
 
     async def start_container(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from contextlib import suppress
@@ -15,8 +16,8 @@ from dataclasses import replace
 
 from crishim.cgroups import effects
 from crishim.cgroups.hierarchy import Hierarchy
-from crishim.errors import NotFound
-from crishim.executor.client import read_exit_record
+from crishim.errors import CrishimError, NotFound
+from crishim.executor.client import MonitoredContainer, read_exit_record
 from crishim.executor.wire import WireError
 from crishim.model.container import Container, ContainerState, apply_event
 from crishim.model.events import ProcessExited, ProcessStarted, Sender
@@ -63,6 +64,7 @@ class Exits:
         """Take a monitor's events from now on."""
         sandbox_id = monitor.sandbox_id
         monitor.on_exit = lambda record: self.receive(sandbox_id, record)
+        monitor.on_started = lambda found: self._started_late(sandbox_id, found)
         monitor.on_lost = lambda: self._operations.spawn(self.monitor_lost(sandbox_id), f"monitor of {sandbox_id} lost")
         self._live.add_monitor(monitor)
 
@@ -77,6 +79,18 @@ class Exits:
         self._live.add(container)
         self._live.ended(container.id)
         return current
+
+    def _started_late(self, sandbox_id: str, found: MonitoredContainer) -> None:
+        """A start that an earlier server had asked for has ended well after it was gone."""
+        assert found.pidfd is not None
+        try:
+            spec = self._places.read_spec(sandbox_id, found.id)
+            self.started(LiveContainer(sandbox_id, spec, found.pid, found.pidfd), found.started_at_ns)
+        except CrishimError as error:
+            logger.warning("container %s of sandbox %s started late, and is ended: %s", found.id, sandbox_id, error)
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(found.pidfd, signal.SIGKILL)
+            os.close(found.pidfd)
 
     def adopt(self, container: LiveContainer) -> None:
         """A running init that an earlier server started."""
