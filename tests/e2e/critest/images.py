@@ -151,7 +151,10 @@ def _busybox() -> Path:
     partial = directory.with_name(f".busybox-{os.getpid()}")
     partial.mkdir(parents=True)
     # apt drops its rights to a user who may not be able to write here
-    subprocess.run(["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", "busybox"], cwd=partial, check=True)
+    download = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", "busybox"]
+    if subprocess.run(download, cwd=partial, check=False, stderr=subprocess.DEVNULL).returncode != 0:
+        subprocess.run(["apt-get", "-qq", "update"], check=True)  # a machine may have no package lists, or old ones
+        subprocess.run(download, cwd=partial, check=True)
     (package,) = partial.glob("busybox_*.deb")
     subprocess.run(["dpkg-deb", "-x", package, partial], check=True)
     partial.rename(directory)
