@@ -23,6 +23,8 @@ _SCHED_FLAGS = {
     "SCHED_FLAG_KEEP_PARAMS": 16, "SCHED_FLAG_UTIL_CLAMP_MIN": 32, "SCHED_FLAG_UTIL_CLAMP_MAX": 64,
 }  # fmt: skip
 _IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
+#: ids that a list of CPUs may name, as runc has it
+_CPU_LIMIT = 65536
 _FILE_SYSTEMS = frozenset({"bind", "shm", "cgroup", "proc", "sysfs", "tmpfs", "devpts", "mqueue"})
 
 
@@ -162,11 +164,13 @@ def _affinity(affinity: CpuAffinity | None) -> list[int]:
         return []
     cpus: list[int] = []
     for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        try:
-            cpus.extend(range(int(first), int(last or first) + 1))
-        except ValueError:
-            raise InvalidSpec(f"cpu_affinity: {text!r} is not a list of CPUs") from None
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise InvalidSpec(f"cpu_affinity: {text!r} is not a list of CPUs")
+        low, high = int(first), int(last or first)
+        if low > high or high >= _CPU_LIMIT:
+            raise InvalidSpec(f"cpu_affinity: {part!r} is no range of CPUs below {_CPU_LIMIT}")
+        cpus.extend(range(low, high + 1))
     return cpus
 
 
