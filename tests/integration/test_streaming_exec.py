@@ -91,8 +91,8 @@ def test_a_terminal_has_the_size_of_the_client_and_its_exit_code_arrives() -> No
             client.resize(44, 55)
             client.type(b"until stty size | grep '44 55'; do :; done\n")
             await client.until_shown(b"44 55\r\n")
-            client.type(b"sleep 1000\n")
-            await client.until_shown(b"sleep 1000\r\n")
+            client.type(b"sh -c 'echo in $((6 * 7)); exec sleep 1000'\n")
+            await client.until_shown(b"in 42\r\n")  # from the process that Ctrl-C is for
             client.type(b"\x03")
             client.type(b"echo status $?; exit 3\n")
             assert exit_code(await client.status()) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -31,6 +32,7 @@ from tests.support.container import IDLE, Container, Pod, all_capabilities, prog
 from tests.support.streaming import DEADLINE_S, ExecClient, SpdyClient, exit_code
 
 ALL = {"stdin": False, "stdout": True, "stderr": True}
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 TYPED = {"stdin": True, "stdout": True, "stderr": False}
 
 
@@ -172,8 +174,8 @@ def test_a_terminal_in_a_container(run: Callable[..., None]) -> None:
         client.type(b"tty; until stty size | grep '31 97'; do :; done\n")
         await client.until_shown(b"31 97\r\n")
         assert b"/dev/pts/" in client.received("stdout")
-        client.type(b"cat\n")
-        await client.until_shown(b"cat\r\n")
+        client.type(b"sh -c 'echo in $((6 * 7)); exec cat'\n")
+        await client.until_shown(b"in 42\r\n")  # from the process that Ctrl-C is for
         client.type(b"\x03")
         client.type(b"exit 3\n")
         assert exit_code(await client.status()) == 3
@@ -282,6 +284,25 @@ async def _nothing() -> AsyncIterator[None]:
 
 def test_ports_of_the_pod_are_reached_over_ipv4_then_ipv6(run: Callable[..., None]) -> None:
     async def test(runtime: Runtime) -> None:
+        async def four(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"four")
+            writer.close()
+
+        async def six(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"six")
+            writer.close()
+
+        async def listen(family: int, address: str, port: int, handler: Handler) -> asyncio.Server:
+            sock = socket.socket(fileno=await runtime.pod.monitor.open_socket(family, socket.SOCK_STREAM, 0))
+            sock.bind((address, port))
+            return await asyncio.start_server(handler, sock=sock)
+
+        exec_url = await runtime.url("/bin/sh", "-c", "ip link set lo up")
+        assert exit_code(await (await ExecClient.connect(exec_url, "stdout", "stderr")).status()) == 0
+        servers = [
+            await listen(socket.AF_INET, "127.0.0.1", 8080, four),
+            await listen(socket.AF_INET6, "::1", 8081, six),
+        ]
         client = await SpdyClient.connect(
             await runtime.sessions.port_forward(runtime.pod.name, ()), "portforward.k8s.io"
         )
@@ -291,22 +312,20 @@ def test_ports_of_the_pod_are_reached_over_ipv4_then_ipv6(run: Callable[..., Non
             await client.until(lambda: stream in client.ended and error in client.ended)
             return bytes(client.received[stream] + client.received[error])
 
-        request = 0
-        for port, answer in ((8080, b"four"), (8081, b"six")):
-            while (found := await ask(port, request)) != answer:  # until the server in the pod listens
-                assert b"no connection to port" in found, found
-                request += 1
-            request += 1
-        assert b"connection refused" in await ask(9999, request)
-        sandbox = runtime.pod.name
-        runtime.store.update_sandbox(sandbox, lambda old: replace(old, state=SandboxState.NOTREADY))
-        await client.until(lambda: client.gone)
-        await client.close()
+        try:
+            assert await ask(8080, 0) == b"four"
+            assert await ask(8081, 1) == b"six"
+            assert b"connection refused" in await ask(9999, 2)
+            sandbox = runtime.pod.name
+            runtime.store.update_sandbox(sandbox, lambda old: replace(old, state=SandboxState.NOTREADY))
+            await client.until(lambda: client.gone)
+        finally:
+            await client.close()
+            for server in servers:
+                server.close()
+                await server.wait_closed()
 
-    text = (
-        "ip link set lo up; nc -lk -p 8080 -s 127.0.0.1 -e echo -n four & nc -lk -p 8081 -s ::1 -e echo -n six & wait"
-    )
-    run(test, process=script(text), privileged=True)
+    run(test, privileged=True)
 
 
 def test_what_an_exec_of_a_stopping_server_runs_is_ended(run: Callable[..., None]) -> None:
