@@ -1,6 +1,6 @@
-"""A standalone kubelet in a test node: static pods from a directory, asked through its own port.
+"""A kubelet in a test node: standalone, with static pods from a directory, or with the API server of `cluster.py`.
 
-It has no API server, so it trusts whoever asks; its port is reachable from inside the node alone. The four sysctls
+It trusts whoever asks; its port is reachable from inside the node alone. The four sysctls
 that a kubelet sets are not namespaced: it gets files with the values it wants in their place, in a mount namespace of
 its own, so that the machine keeps its values.
 """
@@ -14,18 +14,36 @@ from typing import Any
 
 from tests.e2e import tools
 from tests.e2e.node import Node, Reply, hierarchy_with, wait_until
+from tests.e2e.runtimes import IMAGE, Containerd, Crishim
 
 PORT = 10250
 SYSCTLS = {"vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10", "kernel/panic_on_oops": "1"}
 
+#: a log longer than this is rotated, at the shortest interval a kubelet accepts
+LOG_BYTES = "64Ki"
+
 Pod = dict[str, Any]
+
+
+def container(name: str, script: str, **fields: Any) -> dict[str, Any]:
+    """A container of the test image that runs a shell script; `fields` are of the API's Container."""
+    command = ["/bin/sh", "-c", script]
+    return {"name": name, "image": IMAGE, "imagePullPolicy": "Never", "command": command} | fields
+
+
+def pod(name: str, *containers: dict[str, Any], **spec: Any) -> Pod:
+    """A pod that ends within a second when it is told to; `spec` are further fields of the API's PodSpec."""
+    base = {"containers": list(containers), "terminationGracePeriodSeconds": 1}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": base | spec}
 
 
 class Kubelet:
     """Started, stopped and asked by tests; its directories lie in the node's."""
 
-    def __init__(self, node: Node, runtime_socket: Path) -> None:
+    def __init__(self, node: Node, runtime_socket: Path, kubeconfig: Path | None = None) -> None:
+        """With a kubeconfig the kubelet registers the node with that API server and runs what it assigns."""
         self._node = node
+        self._kubeconfig = kubeconfig
         self._pid = 0
         self._program = tools.build(["kubelet"])[0]
         self._directory = node.directory / "kubelet"
@@ -53,7 +71,7 @@ class Kubelet:
             "enforceNodeAllocatable": ["pods"],
             "failCgroupV1": False,
             "failSwapOn": False,
-            "address": "127.0.0.1",
+            "address": "127.0.0.1" if self._kubeconfig is None else self._node.address,
             "port": PORT,
             "healthzPort": 10248,
             "readOnlyPort": 0,
@@ -65,7 +83,10 @@ class Kubelet:
             "resolvConf": str(resolv_conf),
             "clusterDomain": "cluster.local",
             "serializeImagePulls": False,
-            "registerNode": False,
+            "registerNode": self._kubeconfig is not None,
+            "containerLogMaxSize": LOG_BYTES,
+            "containerLogMaxFiles": 5,
+            "containerLogMonitorInterval": "3s",
             "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
             "authorization": {"mode": "AlwaysAllow"},
         }
@@ -80,6 +101,8 @@ class Kubelet:
         root = self._directory / "root"
         flags = f"--config={self._directory}/config.yaml --root-dir={root} --cert-dir={root}/pki --v=2"
         names = f"--hostname-override={self._node.hostname} --node-ip={self._node.address}"
+        if self._kubeconfig is not None:
+            names += f" --kubeconfig={self._kubeconfig}"
         script = " && ".join(["mount --make-private /proc", *binds, f"exec {self._program} {flags} {names}"])
         self._pid = self._node.start("unshare", "-m", "--propagation", "unchanged", "sh", "-c", script, log="kubelet")
         wait_until(self._is_healthy, deadline_s=60, what=f"a healthy kubelet, see {self._node.log('kubelet')}")
@@ -159,6 +182,17 @@ class Kubelet:
             if pids:
                 found[child.name] = min((_started_at(pid), pid) for pid in pids)[::-1]
         return found
+
+
+def leftovers_of_pods(node: Node, kubelet: Kubelet, runtime: Crishim | Containerd) -> list[str]:
+    """Cgroups, mounts and directories of pods that are there; nothing when no pod is."""
+    kubepods = [path / "kubepods" for path in node.cgroup_directories()]
+    directories = (kubelet.pods_directory, *runtime.pod_directories())
+    return [
+        *(str(path) for base in kubepods for path in base.rglob("pod*")),
+        *(f"mount {target}" for target in node.mounts() if "/pods/" in target or "netns" in target),
+        *(str(path) for base in directories if base.exists() for path in base.iterdir()),
+    ]
 
 
 def _started_at(pid: int) -> int:

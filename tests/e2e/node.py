@@ -9,16 +9,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGTERM, Signals
 from typing import Any, TypeVar
+
+from crishim.linux.process import CLONE_NEWNET, setns
 
 T = TypeVar("T")
 
@@ -118,6 +122,25 @@ class Node:
         if check and ended.returncode != 0:
             raise RuntimeError(f"{' '.join(command)} ended with {ended.returncode}: {ended.stderr or ended.stdout}")
         return ended
+
+    def inside(self, *argv: str | Path) -> list[str]:
+        """A command line for a client in the node's network that the caller runs, signals and waits for itself.
+
+        It stays in the machine's PID namespace, because nsenter would fork to enter another and stand in between.
+        """
+        return ["nsenter", "-t", str(self.init_pid), "-m", "-n", "--wd=/", "--", *(str(word) for word in argv)]
+
+    def dial(self, port: int, host: str = "127.0.0.1") -> socket.socket:
+        """A connection made inside the node's network; the caller owns it. Raises OSError when there is none."""
+        path = f"/proc/{self.init_pid}/ns/net"
+
+        def connect() -> socket.socket:
+            with open(path) as namespace:
+                setns(namespace.fileno(), CLONE_NEWNET)
+            return socket.create_connection((host, port), timeout=60)
+
+        with ThreadPoolExecutor(1) as thread:  # a namespace belongs to a thread, and this one ends at once
+            return thread.submit(connect).result()
 
     def cgroup_directories(self) -> list[Path]:
         """This node's directory in every hierarchy of the machine."""

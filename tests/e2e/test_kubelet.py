@@ -12,21 +12,11 @@ from typing import Any
 import pytest
 
 from tests.e2e import tools
-from tests.e2e.kubelet import Kubelet, Pod
+from tests.e2e.kubelet import Kubelet, container, leftovers_of_pods, pod
 from tests.e2e.node import Node, hierarchy_with, wait_until
-from tests.e2e.runtimes import IMAGE, Containerd, Crishim, chosen
+from tests.e2e.runtimes import Containerd, Crishim, chosen
 
 LIMIT_BYTES = 64 << 20
-
-
-def container(name: str, script: str, **fields: Any) -> dict[str, Any]:
-    command = ["/bin/sh", "-c", script]
-    return {"name": name, "image": IMAGE, "imagePullPolicy": "Never", "command": command} | fields
-
-
-def pod(name: str, *containers: dict[str, Any], **spec: Any) -> Pod:
-    base = {"containers": list(containers), "terminationGracePeriodSeconds": 1}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": base | spec}
 
 
 SHARED = {"volumeMounts": [{"name": "shared", "mountPath": "/shared"}]}
@@ -203,7 +193,13 @@ def test_logs_written_while_the_runtime_was_away_are_there(cluster: Cluster) -> 
         # the kubelet asks the runtime where a log is, so while that is away the file itself is looked at
         wait_until(lambda: log.stat().st_size > reached, deadline_s=30, what="further lines without a server")
         cluster.runtime.start()
-        seen = cluster.kubelet.logs("talker", "voice").split()
+
+        def shown() -> list[str]:
+            words = cluster.kubelet.logs("talker", "voice").split()
+            return words if words[:1] == ["1"] else []
+
+        # the kubelet connects anew after a while of its own, and says "unable to ..." until then
+        seen = wait_until(shown, deadline_s=30, what="the log behind the kubelet")
         assert seen == [str(number + 1) for number in range(len(seen))]
     finally:
         cluster.kubelet.delete("talker")
@@ -220,13 +216,9 @@ def test_a_removed_manifest_leaves_nothing(cluster: Cluster) -> None:
     wait_until(lambda: not kubelet.pods(), deadline_s=60, what="the kubelet to forget the pod")
 
     def leftovers() -> list[str]:
-        kubepods = [path / "kubepods" for path in node.cgroup_directories()]
-        directories = (kubelet.pods_directory, *cluster.runtime.pod_directories())
         return [
             *(f"process {pid}" for pid in of_pods if Path(f"/proc/{pid}").exists()),
-            *(str(path) for base in kubepods for path in base.rglob("pod*")),
-            *(f"mount {target}" for target in node.mounts() if "/pods/" in target or "netns" in target),
-            *(str(path) for base in directories if base.exists() for path in base.iterdir()),
+            *leftovers_of_pods(node, kubelet, cluster.runtime),
         ]
 
     wait_until(lambda: leftovers() == [], deadline_s=90, what=lambda: f"nothing to be left: {leftovers()}")
