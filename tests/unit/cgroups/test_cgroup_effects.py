@@ -33,6 +33,16 @@ def test_controllers_are_handed_down_to_the_container_and_not_below(v2: FakeV2) 
     assert (v2.root / "kube/pod/c/memory.swap.max").read_text() == "0"
 
 
+def test_a_change_can_be_taken_back_after_it_was_made(v2: FakeV2) -> None:
+    effects.create(v2.hierarchy, plan("/kube/pod/c", LIMITS, None, v2.hierarchy))
+    more = Resources(cpu_shares=2048, memory_limit_bytes=2000)
+    undo = effects.apply(v2.hierarchy, plan("/kube/pod/c", more, None, v2.hierarchy))
+    assert (v2.root / "kube/pod/c/memory.max").read_text() == "2000"
+    assert effects.revert(undo) == []
+    assert (v2.root / "kube/pod/c/memory.max").read_text() == "1000"
+    assert (v2.root / "kube/pod/c/cpu.weight").read_text() == "100"
+
+
 def test_a_pod_that_has_its_controllers_is_not_touched(v2: FakeV2) -> None:
     effects.create(v2.hierarchy, plan("/pod/a", LIMITS, None, v2.hierarchy))
     (v2.root / "cgroup.subtree_control").write_text("cpu memory pids")
