@@ -286,11 +286,18 @@ class ExecClient:
         self.client.send(self.streams["resize"], json.dumps({"Width": columns, "Height": rows}).encode() + b"\n")
 
     async def until_shown(self, text: bytes, kind: str = "stdout") -> None:
-        await self.client.until(lambda: text in self.received(kind))
+        try:
+            await self.client.until(lambda: text in self.received(kind))
+        except TimeoutError:
+            raise AssertionError(f"{text!r} is not in {self.received(kind)[-2000:]!r}") from None
 
     async def status(self) -> dict[str, Any]:
         """At the end of the session."""
-        await self.client.until(lambda: self.streams["error"] in self.client.ended)
+        try:
+            await self.client.until(lambda: self.streams["error"] in self.client.ended)
+        except TimeoutError:
+            shown = {kind: bytes(self.received(kind))[-2000:] for kind in self.streams}
+            raise AssertionError(f"the session did not end; it showed {shown}") from None
         found: dict[str, Any] = json.loads(self.received("error"))
         await self.client.close()
         return found
