@@ -7,9 +7,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 RUN_PACKAGES := busybox-static iproute2 nftables
-TEST_PACKAGES := $(RUN_PACKAGES) containernetworking-plugins docker-registry gcc libc6-dev util-linux
+TEST_PACKAGES := $(RUN_PACKAGES) containernetworking-plugins docker-registry gcc libc6-dev openssl util-linux
 BENCH_PACKAGES := crun libseccomp-dev gcc libc6-dev pkg-config
-TEST_TOOLS := kubelet crictl critest ginkgo
+TEST_TOOLS := kubelet crictl critest ginkgo etcd kube-apiserver kubectl
 BENCH_TOOLS := runc containerd containerd-shim-runc-v2 ctr
 TOOLS ?= $(TEST_TOOLS)
 
