@@ -10,11 +10,9 @@ import ipaddress
 import logging
 import ssl
 from contextlib import suppress
-from pathlib import Path
 
 import h11
 
-from crishim.errors import InvalidSpec
 from crishim.model.session import AttachRequest, ExecRequest, PortForwardRequest, SessionRequest
 from crishim.streaming.channels import SPDY_WITHOUT_RESIZE, TUNNEL_PROTOCOL
 from crishim.streaming.exec_channels import ExecChannels, SpdyChannels, WebSocketChannels, wanted_channels
@@ -199,26 +197,6 @@ class StreamingServer:
         purpose, token = found
         request = self._use_cases.take(token)
         return request if type(request) is _REQUESTS[purpose] else None
-
-
-def tls_context(certificate: Path, key: Path, client_ca: Path | None = None) -> ssl.SSLContext:
-    """A server's context, TLS 1.2 at least; with client_ca only clients whose certificate it signed are served.
-
-    InvalidSpec names the file that cannot be used.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(certificate, key)
-    except OSError as error:
-        raise InvalidSpec(f"streaming: certificate {certificate} and key {key} cannot be used: {error}") from error
-    if client_ca is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-        try:
-            context.load_verify_locations(client_ca)
-        except OSError as error:
-            raise InvalidSpec(f"streaming: certificates {client_ca} cannot be used: {error}") from error
-    return context
 
 
 def _purpose(request: SessionRequest) -> Purpose:

@@ -20,7 +20,6 @@ from kubernetes.stream import ws_client
 from crishim.errors import WrongState
 from crishim.model.session import AttachRequest, ExecRequest, PortForwardRequest
 from crishim.runtime.tokens import MAX_TOKENS
-from crishim.streaming.server import tls_context
 from tests.support.streaming import DEADLINE_S, ExecClient, Machine, Refused, SpdyClient, exit_code, serving
 
 
@@ -340,7 +339,9 @@ def test_the_server_speaks_tls_when_it_has_a_certificate(tmp_path: Path) -> None
     subprocess.run([*command, *extra], check=True, capture_output=True)
 
     async def test() -> None:
-        async with serving(tls=tls_context(certificate, key)) as (machine, _):
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(certificate, key)
+        async with serving(tls=tls) as (machine, _):
             assert str(machine.base_url).startswith("https://")
             port = int(str(machine.base_url).rsplit(":", 1)[1])
             context = ssl.create_default_context(cafile=str(certificate))
