@@ -30,7 +30,7 @@ _SIZE = struct.Struct("=HH")
 class Client:
     """One attached client; owns its socket."""
 
-    __slots__ = ("_backlog", "_backlog_bytes", "_ending", "_init", "_loop", "_sock", "fd")
+    __slots__ = ("_backlog", "_backlog_bytes", "_ending", "_has_input", "_init", "_loop", "_sock", "fd")
 
     def __init__(self, loop: Loop, init: InitProcess, sock: socket) -> None:
         sock.setblocking(False)
@@ -41,6 +41,8 @@ class Client:
         self._backlog: list[bytes] = []
         self._backlog_bytes = 0
         self._ending = False
+        #: it has fed stdin: only then its leaving is the end of an input
+        self._has_input = False
         loop.watch(self.fd, self._ready)
 
     def send(self, stream: int, data: bytes) -> None:
@@ -85,11 +87,13 @@ class Client:
             self._take(message)
         else:
             self.close()
-            self._init.client_stdin_ended(self._loop)
+            if self._has_input:
+                self._init.client_stdin_ended(self._loop)
 
     def _take(self, message: bytes) -> None:
         kind = message[0]
         if kind == STDIN:
+            self._has_input = True
             self._init.feed_stdin(self._loop, message[1:])
         elif kind == CLOSE_STDIN:
             self._init.client_stdin_ended(self._loop)
