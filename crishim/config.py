@@ -386,6 +386,13 @@ class Config:
             return "default"
         return hashlib.sha256(os.fsencode(self.server.state)).hexdigest()[:8]
 
+    @property
+    def cgroup_root(self) -> str:
+        """Cgroup of this server's processes, and of pods that name no parent: "/crishim.slice" by default."""
+        if self.cgroups.parent:
+            return "/" + self.cgroups.parent.strip("/")
+        return "/crishim.slice" if self.instance == "default" else f"/crishim-{self.instance}.slice"
+
 
 def load(path: Path | None, overrides: Mapping[str, object] | None = None) -> Config:
     """The configuration of a TOML file, or the defaults without one, changed by `overrides`.

@@ -41,7 +41,7 @@ def serve(config: Config) -> None:
     with_root()
     locks = [lock_directory(config.server.state, "state"), lock_directory(config.server.root, "root")]
     try:
-        executor = Executor.launch(cgroup=f"{cgroup_root(config)}/monitors", roles=ROLES)
+        executor = Executor.launch(cgroup=f"{config.cgroup_root}/monitors", roles=ROLES)
         asyncio.run(_serve(config, executor))
     finally:
         for lock in locks:
@@ -77,13 +77,6 @@ def with_root() -> None:
     """Unsupported for a user who is not root: namespaces and cgroups of pods need it."""
     if os.geteuid() != 0:
         raise Unsupported("crishim needs root: it makes namespaces, cgroups and mounts for pods")
-
-
-def cgroup_root(config: Config) -> str:
-    """Cgroup of this server's processes, and of pods that name no parent."""
-    if config.cgroups.parent:
-        return "/" + config.cgroups.parent.strip("/")
-    return "/crishim.slice" if config.instance == "default" else f"/crishim-{config.instance}.slice"
 
 
 def lock_directory(directory: Path, what: str) -> int:

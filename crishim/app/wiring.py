@@ -10,7 +10,6 @@ import ssl
 import crishim
 from crishim.app.image_store import open_image_store
 from crishim.app.metrics import Metrics
-from crishim.app.serve import cgroup_root
 from crishim.cgroups import effects
 from crishim.config import Config
 from crishim.cri.interceptors import Guard
@@ -303,7 +302,7 @@ def _settings(config: Config, executor: Executor) -> Settings:
         ),
         state_dir=str(config.server.state),
         root_dir=str(config.server.root),
-        cgroup_root=cgroup_root(config),
+        cgroup_root=config.cgroup_root,
         netns_prefix="crishim" if config.instance == "default" else f"crishim-{config.instance}",
         cgroup_driver=CgroupDriver.CGROUPFS,
         network_mode=config.network.mode,
