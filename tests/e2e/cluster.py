@@ -9,19 +9,19 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.e2e import tools
-from tests.e2e.kubelet import Kubelet, Pod
+from tests.e2e.kubelet import Kubelet
 from tests.e2e.node import Node, wait_until
+from tests.e2e.pods import Pod
 from tests.e2e.runtimes import Containerd, Crishim, chosen
-from tests.e2e.terminal import Terminal
+from tests.e2e.terminal import Terminal, running
 
 PROGRAMS = ("etcd", "kube-apiserver", "kubelet", "kubectl")
 _PORT = 6443
@@ -135,18 +135,9 @@ class Kubectl:
     def json(self, *words: str) -> Any:
         return json.loads(self(*words, "-o", "json"))
 
-    @contextmanager
-    def running(self, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    def running(self, *words: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
         """A command that goes on, with pipes to its stdio; ended with the block."""
-        pipe = subprocess.PIPE
-        with subprocess.Popen(
-            self._command(words), stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, env=self._environ
-        ) as process:
-            try:
-                yield process
-            finally:
-                with suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGKILL)
+        return running(self._command(words), self._environ)
 
     def terminal(self, *words: str, rows: int = 24, columns: int = 80) -> Terminal:
         """A command on a terminal of its own, to be closed by the caller."""

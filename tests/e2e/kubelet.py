@@ -14,27 +14,14 @@ from typing import Any
 
 from tests.e2e import tools
 from tests.e2e.node import Node, Reply, hierarchy_with, wait_until
-from tests.e2e.runtimes import IMAGE, Containerd, Crishim
+from tests.e2e.pods import Pod
+from tests.e2e.runtimes import Containerd, Crishim
 
 PORT = 10250
 SYSCTLS = {"vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10", "kernel/panic_on_oops": "1"}
 
 #: a log longer than this is rotated, at the shortest interval a kubelet accepts
 LOG_BYTES = "64Ki"
-
-Pod = dict[str, Any]
-
-
-def container(name: str, script: str, **fields: Any) -> dict[str, Any]:
-    """A container of the test image that runs a shell script; `fields` are of the API's Container."""
-    command = ["/bin/sh", "-c", script]
-    return {"name": name, "image": IMAGE, "imagePullPolicy": "Never", "command": command} | fields
-
-
-def pod(name: str, *containers: dict[str, Any], **spec: Any) -> Pod:
-    """A pod that ends within a second when it is told to; `spec` are further fields of the API's PodSpec."""
-    base = {"containers": list(containers), "terminationGracePeriodSeconds": 1}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": base | spec}
 
 
 class Kubelet:

@@ -126,9 +126,10 @@ class Node:
     def inside(self, *argv: str | Path) -> list[str]:
         """A command line for a client in the node's network that the caller runs, signals and waits for itself.
 
-        It stays in the machine's PID namespace, because nsenter would fork to enter another and stand in between.
+        It stays in the machine's other namespaces: to enter that of pids nsenter would fork and stand in between, and
+        in that of mounts alone it would not find itself in /proc.
         """
-        return ["nsenter", "-t", str(self.init_pid), "-m", "-n", "--wd=/", "--", *(str(word) for word in argv)]
+        return ["nsenter", "-t", str(self.init_pid), "-n", "--", *(str(word) for word in argv)]
 
     def dial(self, port: int, host: str = "127.0.0.1") -> socket.socket:
         """A connection made inside the node's network; the caller owns it. Raises OSError when there is none."""

@@ -1,4 +1,4 @@
-"""A program on a terminal of its own that a test types into and reads from, as a person would."""
+"""Programs that a test talks to while they run: through pipes, or on a terminal of their own, as a person would."""
 
 from __future__ import annotations
 
@@ -10,9 +10,21 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 _READ_BYTES = 65536
+
+
+@contextmanager
+def running(command: Sequence[str], environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A program with pipes to its stdio, stderr among its stdout; killed when the block ends."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, env=dict(environ)) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 class Terminal:

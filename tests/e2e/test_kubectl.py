@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import socket
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Any
 import pytest
 
 from tests.e2e.cluster import SPDY, Cluster, Kubectl, missing_programs, start_cluster
-from tests.e2e.kubelet import container, leftovers_of_pods, pod
+from tests.e2e.kubelet import leftovers_of_pods
 from tests.e2e.node import Node, hierarchy_with, wait_until
+from tests.e2e.pods import SERVER, container, exchange, forwarded, pod
 from tests.e2e.runtimes import IMAGE
 
 PROTOCOLS = {"websocket": {}, "spdy": SPDY}
@@ -25,22 +25,13 @@ PAYLOAD = os.urandom(20 << 20)
 HOST_PORT = 18080
 WORDS = "the words of a config map"
 
-#: serves /www by HTTP on 80, sums what it gets on 7000, sends back what it gets on 7001
-_SERVER = """
-mkdir /www && echo hello from web > /www/index.html
-httpd -p 80 -h /www
-nc -ll -p 7000 -e sha256sum &
-nc -ll -p 7001 -e cat &
-echo serving; echo warning >&2
-wait
-"""
 _VOLUMES = [{"name": "words", "configMap": {"name": "words"}}, {"name": "scratch", "emptyDir": {}}]
 _MOUNTS = [{"name": "words", "mountPath": "/words"}, {"name": "scratch", "mountPath": "/scratch"}]
 WEB = pod(
     "web",
     container(
         "server",
-        _SERVER,
+        SERVER,
         ports=[{"containerPort": 80, "hostPort": HOST_PORT}],
         readinessProbe={"httpGet": {"port": 80}, "periodSeconds": 1},
         volumeMounts=_MOUNTS,
@@ -146,7 +137,8 @@ def test_exec_it_is_a_terminal_with_its_size_its_ctrl_c_and_its_exit_code(kubect
             return terminal.expect(r"\n(\d+ \d+)\r\n")[1] == "44 123"
 
         wait_until(is_resized, deadline_s=20, what="the new size in the container")
-        terminal.type("echo begun; sleep 1000\n")
+        # of a child, so that the shell is past its fork and the child is in the foreground
+        terminal.type("sh -c 'echo begun; exec sleep 1000'\n")
         terminal.expect(r"\nbegun\r\n")
         terminal.type("\x03")
         terminal.type("echo code=$?\n")
@@ -206,32 +198,6 @@ def test_cp_brings_a_file_there_and_back(kubectl: Kubectl, cluster: Cluster) -> 
 
 
 # -- port-forward
-
-
-def forwarded(process: subprocess.Popen[bytes], count: int) -> dict[int, int]:
-    """Local ports, by port of the pod, once kubectl has said that many."""
-    ports: dict[int, int] = {}
-    assert process.stdout is not None
-    while len(ports) < count:
-        line = process.stdout.readline().decode()
-        assert line, "port-forward ended"
-        if found := re.match(r"Forwarding from 127\.0\.0\.1:(\d+) -> (\d+)", line):
-            ports[int(found[2])] = int(found[1])
-    return ports
-
-
-def exchange(sock: socket.socket, data: bytes) -> bytes:
-    """Sends all of it and its end, and returns all that comes back."""
-    with sock, ThreadPoolExecutor(1) as thread:
-
-        def send() -> None:
-            sock.sendall(data)
-            sock.shutdown(socket.SHUT_WR)
-
-        sending = thread.submit(send)
-        received = b"".join(iter(lambda: sock.recv(1 << 18), b""))
-        sending.result()
-        return received
 
 
 def test_port_forward_carries_several_connections_at_once(kubectl: Kubectl, cluster: Cluster) -> None:

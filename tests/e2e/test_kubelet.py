@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.e2e import tools
-from tests.e2e.kubelet import Kubelet, container, leftovers_of_pods, pod
+from tests.e2e.kubelet import Kubelet, leftovers_of_pods
 from tests.e2e.node import Node, hierarchy_with, wait_until
+from tests.e2e.pods import container, pod
 from tests.e2e.runtimes import Containerd, Crishim, chosen
 
 LIMIT_BYTES = 64 << 20

@@ -176,7 +176,8 @@ class SpdyClient:
         """Upgrade; `connection` is (reader, writer) of another transport than TCP to the URL's host."""
         parts = urlsplit(url)
         reader, writer = connection or await asyncio.open_connection(parts.hostname, parts.port)
-        lines = [f"{method} {parts.path} HTTP/1.1", f"Host: {parts.netloc}", "Connection: Upgrade", "Upgrade: SPDY/3.1"]
+        target = f"{parts.path}?{parts.query}" if parts.query else parts.path
+        lines = [f"{method} {target} HTTP/1.1", f"Host: {parts.netloc}", "Connection: Upgrade", "Upgrade: SPDY/3.1"]
         lines += [f"X-Stream-Protocol-Version: {protocol}" for protocol in protocols]
         writer.write("\r\n".join([*lines, "Content-Length: 0", "", ""]).encode())
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
