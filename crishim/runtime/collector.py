@@ -141,7 +141,10 @@ class Collector:
         self.ask()
         missing = any(each not in known for each in ids)
         if missing or time.monotonic() - self._swept_at > _PERIOD_S * 1.5:
+            joined = self._sweeping is not None
             await self._sweep()
+            if joined and missing:
+                await self._sweep()  # the one under way had begun before these ran, or for less
 
     async def _loop(self) -> None:
         try:
