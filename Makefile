@@ -8,13 +8,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 RUN_PACKAGES := busybox-static iproute2 nftables
 TEST_PACKAGES := $(RUN_PACKAGES) containernetworking-plugins docker-registry gcc libc6-dev openssl util-linux
+NODE_PACKAGES := qemu-system-x86 seabios debootstrap e2fsprogs
 BENCH_PACKAGES := crun libseccomp-dev gcc libc6-dev pkg-config
 TEST_TOOLS := kubelet crictl critest ginkgo etcd kube-apiserver kubectl
 BENCH_TOOLS := runc containerd containerd-shim-runc-v2 ctr
 TOOLS ?= $(TEST_TOOLS)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench proto e2e-tools soak venv dev-venv packages lint python
+.PHONY: help run test check bench proto e2e-tools soak node venv dev-venv packages lint python
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -70,6 +71,10 @@ soak: dev-venv packages ## long faults and repeated end-to-end runs (MINUTES=30)
 	$(BIN)/python -m tests.e2e.tools $(TEST_TOOLS)
 	$(BIN)/python -m tests.e2e.critest
 	$(BIN)/python -m tests.e2e.soak --minutes $(or $(MINUTES),30)
+
+node: dev-venv ## tests on a Debian node of its own under QEMU: cgroup v2, systemd, AppArmor (NODE="tests or options")
+	@packaging/install-packages $(NODE_PACKAGES)
+	$(BIN)/python -m tests.node $(NODE)
 
 proto: dev-venv ## generate crishim/cri/pb from the protocol definitions
 	$(BIN)/python -m crishim.cri.generate

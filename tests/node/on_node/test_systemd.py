@@ -1,0 +1,230 @@
+"""A server as a systemd service on a node whose root cgroup belongs to systemd, and AppArmor in its pods."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crishim.cgroups.hierarchy import detect
+from crishim.cri.client import messages as m
+from crishim.errors import CrishimError
+from crishim.images.demo import build_demo_image
+from tests.support.server import Server, cgroup_directories, container_config, load_demo_image, wait_until
+
+pytestmark = pytest.mark.skipif(
+    detect().mode != "v2" or os.geteuid() != 0 or not Path("/run/systemd/system").is_dir(),
+    reason="this host has no pure cgroup v2 with systemd, or root is missing",
+)
+
+SERVICE = "crishim-node-test.service"
+PROFILE = "crishim-node-test"
+UNIT = Path("/run/systemd/system") / SERVICE
+SHIPPED = Path(__file__).resolve().parents[3] / "packaging/crishim.service"
+POD_LIMITS = ("memory.max", "cpu.max", "pids.max", "cpuset.cpus")
+
+
+def systemctl(*arguments: str) -> str:
+    return subprocess.run(["systemctl", *arguments], check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+class Service(Server):
+    """The shipped unit with a command line of this test; `process` stays None, systemd has it."""
+
+    def start(self, environment: object = None, *, ready: bool = True) -> None:
+        if not UNIT.exists():
+            command = f"{sys.executable} -m crishim serve --config {self._config} --listen {self.address}"
+            command += f" --root {self.root} --state {self.state} --metrics 127.0.0.1:0 --network bridge"
+            text = SHIPPED.read_text().replace("/opt/crishim/bin/crishim serve", command)
+            assert command in text
+            text = text.replace("RuntimeDirectory=crishim\n", f"RuntimeDirectory={SERVICE.removesuffix('.service')}\n")
+            UNIT.write_text(text)
+            systemctl("daemon-reload")
+        systemctl("start", SERVICE)  # Type=notify: it returns when the server is ready
+
+    def restart(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        systemctl("restart", SERVICE)
+
+    def close(self) -> None:
+        try:
+            for pod in self.client.runtime("ListPodSandbox", m.ListPodSandboxRequest()).items:
+                self.remove_pod(pod.id)
+        finally:
+            if self._client is not None:
+                self._client.close()
+            subprocess.run(["systemctl", "stop", SERVICE], check=False)
+            UNIT.unlink(missing_ok=True)
+            systemctl("daemon-reload")
+            subprocess.run(["ip", "link", "delete", self._bridge()], check=False, capture_output=True)
+            self._clear()
+
+    def _bridge(self) -> str:
+        links = subprocess.run(["ip", "-br", "link", "show", "type", "bridge"], capture_output=True, text=True).stdout
+        return next((line.split()[0] for line in links.splitlines()), "none")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    server = Service(tmp_path_factory.mktemp("service") / "node")
+    try:
+        server.start()
+        build_demo_image(server.directory / "demo.tar")
+        load_demo_image(server, server.directory / "demo.tar")
+        yield server
+    finally:
+        server.close()
+
+
+def limited(**changes: Any) -> Any:
+    config = container_config("sleep", "1000", **changes)
+    config.linux.resources.memory_limit_in_bytes = 64 << 20
+    config.linux.resources.cpu_quota, config.linux.resources.cpu_period = 20000, 50000
+    config.linux.resources.cpuset_cpus = "0"
+    config.linux.resources.unified["pids.max"] = "50"
+    return config
+
+
+def cgroup_of(server: Server, sandbox: str, container: str) -> Path:
+    (tree,) = cgroup_directories(f"/crishim-{server.instance}.slice/pods")
+    return next(tree.glob(f"{sandbox}/{container}"))
+
+
+def limits(directory: Path) -> dict[str, str]:
+    return {name: (directory / name).read_text().strip() for name in POD_LIMITS}
+
+
+def test_systemd_leaves_limits_devices_and_controllers_alone(server: Service) -> None:
+    sandbox, pod = server.run_pod("limits")
+    container = server.create_config(sandbox, pod, limited())
+    server.start_container(container)
+    directory = cgroup_of(server, sandbox, container)
+    expected = {"memory.max": str(64 << 20), "cpu.max": "20000 50000", "pids.max": "50", "cpuset.cpus": "0"}
+    assert limits(directory) == expected
+    make_device = ("sh", "-c", "mknod /tmp/disk b 254 0 && head -c1 /tmp/disk")
+    assert b"not permitted" in server.exec(container, *make_device).stderr
+    enabled = Path("/sys/fs/cgroup/cgroup.subtree_control").read_text().split()
+    systemctl("daemon-reload")
+    systemctl("daemon-reexec")
+    # units that come and go with controllers of their own make systemd look at the root's again
+    for _ in range(2):
+        subprocess.run(
+            [
+                "systemd-run",
+                "--quiet",
+                "--wait",
+                "-p",
+                "CPUWeight=50",
+                "-p",
+                "IOWeight=50",
+                "-p",
+                "MemoryMax=1G",
+                "true",
+            ],
+            check=True,
+            timeout=120,
+        )
+    systemctl("list-units", f"crishim-{server.instance}.slice", "--all")
+    assert set(enabled) <= set(Path("/sys/fs/cgroup/cgroup.subtree_control").read_text().split())
+    assert limits(directory) == expected
+    assert b"not permitted" in server.exec(container, *make_device).stderr
+    second = server.create_config(sandbox, pod, limited(name="second"))
+    server.start_container(second)
+    assert limits(cgroup_of(server, sandbox, second)) == expected
+    server.remove_pod(sandbox)
+    assert not directory.exists()
+
+
+def test_pods_live_through_a_restart_of_the_service(server: Service) -> None:
+    sandbox, pod = server.run_pod("restart")
+    container = server.started(sandbox, pod, "sleep", "1000")
+    before = (cgroup_of(server, sandbox, container) / "cgroup.procs").read_text()
+    assert before
+    server.restart()
+    assert (cgroup_of(server, sandbox, container) / "cgroup.procs").read_text() == before
+    assert server.status(container).state == m.CONTAINER_RUNNING
+    assert server.sh(container, "echo still here") == "still here\n"
+    server.remove_pod(sandbox)
+    wait_until(lambda: not server.left_behind(), "an empty node")
+
+
+def test_a_container_sees_its_own_cgroup_as_the_root(server: Service) -> None:
+    sandbox, pod = server.run_pod("cgroupns")
+    container = server.started(sandbox, pod, "sleep", "1000")
+    assert server.sh(container, "cat /proc/1/cgroup") == "0::/\n"
+    assert "memory.max" in server.sh(container, "ls /sys/fs/cgroup")
+    assert server.exec(container, "sh", "-c", "echo 1 > /sys/fs/cgroup/cgroup.freeze").exit_code != 0
+    server.remove_pod(sandbox)
+
+
+def test_stats_have_what_only_v2_can_tell(server: Service) -> None:
+    sandbox, pod = server.run_pod("stats")
+    container = server.started(sandbox, pod, "sh", "-c", "while :; do :; done")
+    request = m.ContainerStatsRequest(container_id=container)
+
+    def used() -> Any:
+        stats = server.client.runtime("ContainerStats", request).stats
+        return stats if stats.cpu.usage_core_nano_seconds.value and stats.memory.usage_bytes.value else None
+
+    stats = wait_until(used, "a sample")
+    assert stats.memory.working_set_bytes.value > 0
+    if Path("/proc/pressure/cpu").exists():
+        assert stats.cpu.HasField("psi") and stats.memory.HasField("psi") and stats.io.HasField("psi")
+    server.remove_pod(sandbox)
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Iterator[str]:
+    """A loaded AppArmor profile that lets a container do all but write below /tmp/denied."""
+    if not Path("/sys/kernel/security/apparmor/profiles").exists():
+        pytest.skip("AppArmor is not enabled")
+    source = tmp_path / "profile"
+    rules = "file, capability, network, signal, unix, deny /tmp/denied/** w,"
+    source.write_text(f"profile {PROFILE} flags=(attach_disconnected,mediate_deleted) {{ {rules} }}\n")
+    subprocess.run(["apparmor_parser", "--replace", "--skip-cache", str(source)], check=True, timeout=120)
+    yield PROFILE
+    subprocess.run(["apparmor_parser", "--remove", str(source)], check=True, timeout=120)
+
+
+def with_apparmor(kind: int, reference: str = "") -> Any:
+    config = container_config("sleep", "1000")
+    config.linux.security_context.apparmor.CopyFrom(m.SecurityProfile(profile_type=kind, localhost_ref=reference))
+    return config
+
+
+def test_a_loaded_apparmor_profile_confines_init_and_execs(server: Service, profile: str) -> None:
+    sandbox, pod = server.run_pod("apparmor")
+    container = server.create_config(sandbox, pod, with_apparmor(m.SecurityProfile.Localhost, profile))
+    server.start_container(container)
+    assert server.sh(container, "cat /proc/1/attr/current /proc/self/attr/current") == f"{profile} (enforce)\n" * 2
+    script = "mkdir -p /tmp/denied; echo x > /tmp/allowed && ! echo x > /tmp/denied/file"
+    assert server.exec(container, "sh", "-c", script).exit_code == 0
+    server.remove_pod(sandbox)
+
+
+def test_a_profile_that_is_not_loaded_is_refused(server: Service, profile: str) -> None:
+    sandbox, pod = server.run_pod("missing")
+    with pytest.raises(CrishimError, match="no-such-profile"):
+        container = server.create_config(
+            sandbox, pod, with_apparmor(m.SecurityProfile.Localhost, "localhost/no-such-profile")
+        )
+        server.start_container(container)
+    server.remove_pod(sandbox)
+
+
+def test_without_a_profile_of_its_own_a_container_is_unconfined(server: Service) -> None:
+    sandbox, pod = server.run_pod("unconfined")
+    for number, kind in enumerate((m.SecurityProfile.RuntimeDefault, m.SecurityProfile.Unconfined)):
+        config = with_apparmor(kind)
+        config.metadata.name = f"c{number}"
+        container = server.create_config(sandbox, pod, config)
+        server.start_container(container)
+        assert server.sh(container, "cat /proc/1/attr/current").strip() == "unconfined"
+    server.remove_pod(sandbox)
