@@ -20,7 +20,15 @@ from crishim.cri.client import Client
 from crishim.cri.client import messages as m
 from crishim.errors import CrishimError, TimedOut, Unavailable
 from crishim.images.demo import build_demo_image
-from tests.support.server import NEEDS_SERVER, Server, container_config, load_demo_image, pod_config, wait_until
+from tests.support.server import (
+    NEEDS_SERVER,
+    Server,
+    cgroup_directories,
+    container_config,
+    load_demo_image,
+    pod_config,
+    wait_until,
+)
 
 pytestmark = pytest.mark.skipif(not NEEDS_SERVER, reason="a server needs root, nsenter and ip")
 
@@ -167,7 +175,8 @@ def _cgroups_of(server: Server, container: str) -> str:
     """/proc/PID/cgroup of its init, as the host sees it."""
     found = [
         pid
-        for procs in Path("/sys/fs/cgroup").glob(f"*/crishim-test-{server.instance}/*/{container}/cgroup.procs")
+        for tree in cgroup_directories(f"/crishim-test-{server.instance}")
+        for procs in tree.glob(f"*/{container}/cgroup.procs")
         for pid in procs.read_text().split()
     ]
     return Path(f"/proc/{found[0]}/cgroup").read_text()

@@ -223,10 +223,8 @@ class Server:
         found += [str(path) for path in (self.root / "containers").glob("*")]
         found += [str(path) for path in Path("/run/netns").glob(f"crishim-{self.instance}-*")]
         found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if self.instance in line]
-        slice_ = f"crishim-{self.instance}.slice"
-        for tree in Path("/sys/fs/cgroup").iterdir():
-            found += [str(path) for path in (tree / slice_ / "pods").glob("*/")]
-            found += [str(path) for path in (tree / f"crishim-test-{self.instance}").glob("*/")]
+        for parent in (f"/crishim-{self.instance}.slice/pods", f"/crishim-test-{self.instance}"):
+            found += [str(path) for tree in cgroup_directories(parent) for path in tree.glob("*/")]
         found += [f"monitor {pid}" for pid in self.monitors()]
         if self._network == "bridge":
             found += [line for line in self.in_netns("ip", "-br", "link").splitlines() if "veth" in line or "@" in line]
@@ -234,11 +232,13 @@ class Server:
 
     def monitors(self) -> list[int]:
         """Pids of this instance's monitors."""
-        procs = next(Path("/sys/fs/cgroup").glob(f"*/crishim-{self.instance}.slice/monitors/cgroup.procs"), None)
-        if procs is None:
-            return []
-        pids = [int(pid) for pid in procs.read_text().split()]
+        pids = effects.pids(detect(), f"/crishim-{self.instance}.slice/monitors")
         return [pid for pid in pids if _name(pid) == "crishim-monitor"]
+
+
+def cgroup_directories(path: str) -> list[Path]:
+    """The directory of a cgroup in each tree of this node, whether it is there or not."""
+    return [Path(os.fsdecode(directory)) for _, directory in effects.directories(detect(), path)]
 
 
 def _removed(hierarchy: Hierarchy, path: str) -> bool:
