@@ -30,6 +30,7 @@ ROLES = {
     "count_layers": "crishim.images.counting:count_layers",
     "read_users": "crishim.images.image_users:read_image_users",
     "remove_pin": "crishim.executor.pins:remove_pin",
+    "sources": "crishim.executor.sources:look_at_sources",
 }
 
 logger = logging.getLogger(__name__)

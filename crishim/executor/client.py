@@ -356,6 +356,10 @@ class Monitor:
             phases={str(name): ns / 1e9 for name, ns in phases.items()},
         )
 
+    async def cancel_start(self, container_id: str) -> None:
+        """End a start under way, also one that hangs: it fails. Nothing to do when there is none."""
+        await self._request(wire.CANCEL_START, {"id": container_id.encode()})
+
     async def reopen_log(self, container_id: str) -> None:
         """Close and open the container's log after a rotation; StartFailed says why not."""
         await self._request(wire.REOPEN_LOG, {"id": container_id.encode()})

@@ -34,6 +34,7 @@ class InitProcess:
 
     __slots__ = (
         "asking",
+        "cancelled",
         "cgroup",
         "clients",
         "exit",
@@ -46,6 +47,7 @@ class InitProcess:
         "pidfd",
         "started_at_ns",
         "starter",
+        "starter_pidfd",
         "stdin",
         "stdin_once",
         "stdin_pending",
@@ -59,6 +61,10 @@ class InitProcess:
         self.own_pid_namespace = bool(request["own_pid_namespace"])
         #: connection of the server that began the start
         self.starter: socket | None = None
+        #: the process that starts it, while it is at work
+        self.starter_pidfd = -1
+        #: somebody wanted the start to end, whatever it waits for
+        self.cancelled = False
         #: connection and sequence number of the request that waits for the start
         self.asking: tuple[socket, int] | None = None
         #: durations: cgroup, mounts, clone, setup

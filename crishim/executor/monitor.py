@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import time
+from _signal import pidfd_send_signal
 from _socket import AF_UNIX, SO_PEERCRED, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, SOL_SOCKET, SOMAXCONN, socket
 
 from crishim.cgroups import effects
@@ -172,6 +173,11 @@ class Monitor:
             self._stop()
             return {}, []
         container = self.containers.get(body["id"])  # type: ignore[call-overload]
+        if kind == wire.CANCEL_START:
+            if container is not None and container.starter_pidfd >= 0:
+                container.cancelled = True
+                pidfd_send_signal(container.starter_pidfd, 9)
+            return {}, []
         if container is None:
             raise StepFailed(f"the monitor has no container {_text(body['id'])}")
         if kind == wire.ATTACH:
@@ -222,6 +228,7 @@ class Monitor:
             starter.run(self, spec, message.fds, theirs)
         theirs.close()
         self.starters.add(pid)
+        init.starter_pidfd = pidfd
         self.containers[container_id] = init
 
         def answered() -> None:
@@ -230,6 +237,7 @@ class Monitor:
             ours.close()
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
             os.close(pidfd)
+            init.starter_pidfd = -1
             self.starters.remove(pid)
 
         self.loop.watch(ours.fileno(), answered)
@@ -238,7 +246,7 @@ class Monitor:
         message = wire.receive(answer)
         if message is None or message.kind == wire.ERROR:
             self._undo_start(init, message)
-            text = "the start was killed" if message is None else message.body["message"]
+            text = _killed(init) if message is None else message.body["message"]
             if init.asking is not None:
                 self._reply(init.asking[0], wire.ERROR, init.asking[1], {"message": text})
             return
@@ -387,6 +395,12 @@ def _write_sysctl(key: bytes, value: bytes) -> None:
         os.write(fd, value)
     finally:
         os.close(fd)
+
+
+def _killed(init: InitProcess) -> str:
+    if init.cancelled:
+        return "the start hung, and a stop ended it; a file system of a mount, or a device, may not answer"
+    return "the start was killed"
 
 
 def _text(value: object) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from crishim.cgroups import effects, stats
 from crishim.cgroups.plan import plan as cgroup_plan
-from crishim.errors import AlreadyExists, InvalidSpec, NotFound, StartFailed, WrongState
+from crishim.errors import AlreadyExists, InvalidSpec, NotFound, StartFailed, TimedOut, WrongState
 from crishim.images.store import ImageStore
 from crishim.model.container import Container, ContainerConfig, ContainerSecurity, ContainerState
 from crishim.model.image import Image
@@ -44,6 +44,11 @@ from crishim.spec.process import arguments, localhost_profile, reported_user
 from crishim.spec.stop_signal import stop_signal
 from crishim.store.records import ContainerReservation
 from crishim.store.store import Store
+
+#: name of the role that looks at host paths; `app.py` gives it to the zygote
+SOURCES_ROLE = "sources"
+#: how long the sources of mounts may take to answer
+_SOURCES_S = 2.0
 
 
 class Containers:
@@ -149,7 +154,7 @@ class Containers:
     async def _translate(
         self, container_id: str, config: ContainerConfig, sandbox: Sandbox, image: Image, rootfs: RootFs
     ) -> ContainerSpec:
-        self._check_sources(config)
+        await self._check_sources(config)
         users = await self._users.of(image)
         wants_devices = config.security.privileged or config.devices
         around = Surroundings(
@@ -174,16 +179,32 @@ class Containers:
         bounding = capability_sets(security, self._settings.node.capabilities).bounding
         return await self._helper.run(self._profiles.compiled, path, bounding)
 
-    def _check_sources(self, config: ContainerConfig) -> None:
-        """A source that leads nowhere is told now; a missing one is made at the start, or refused by configuration."""
-        for index, mount in enumerate(config.mounts):
-            if mount.image is not None or not mount.host_path:
-                continue
-            field = f"config.mounts[{index}].host_path"
-            if os.path.islink(mount.host_path) and not os.path.exists(mount.host_path):
-                raise InvalidSpec(f"{field}: {mount.host_path!r} is a link that leads nowhere")
-            if not self._settings.make_missing_sources and not os.path.exists(mount.host_path):
-                raise InvalidSpec(f"{field}: {mount.host_path!r} does not exist")
+    async def _check_sources(self, config: ContainerConfig) -> None:
+        """A source that leads nowhere is told now; a missing one is made at the start, or refused by configuration.
+
+        One that does not answer is left to the start, which hangs alone and can be cancelled.
+        """
+        given = [
+            (f"config.mounts[{index}].host_path", mount.host_path)
+            for index, mount in enumerate(config.mounts)
+            if mount.image is None and mount.host_path
+        ]
+        if not given:
+            return
+        try:
+            found = await self._executor.run_role(
+                SOURCES_ROLE, {"paths": [os.fsencode(path) for _, path in given]}, timeout_s=_SOURCES_S
+            )
+        except TimedOut:
+            return
+        astray, missing = found["astray"], found["missing"]
+        assert isinstance(astray, list) and isinstance(missing, list)
+        for index in astray:
+            field, path = given[index]
+            raise InvalidSpec(f"{field}: {path!r} is a link that leads nowhere")
+        if missing and not self._settings.make_missing_sources:
+            field, path = given[missing[0]]
+            raise InvalidSpec(f"{field}: {path!r} does not exist")
 
     # -- start
 

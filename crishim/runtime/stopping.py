@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from crishim.cgroups import effects
 from crishim.cgroups.hierarchy import Hierarchy
-from crishim.errors import NotFound, Unavailable
+from crishim.errors import NotFound, StartFailed, Unavailable
 from crishim.model.container import ContainerState
 from crishim.model.events import Sender
 from crishim.runtime.exits import Exits
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 #: the kill is repeated after this pause, which doubles: a frozen or forking cgroup may need more than one
 _REPEAT_S = 0.25
+#: a start under way may take this long before a stop without grace ends it
+_START_PATIENCE_S = 2.0
 
 
 class _Deadline:
@@ -70,7 +72,7 @@ class Stopping:
 
     async def stop(self, container_id: str, grace_s: float) -> None:
         """Returns when EXITED is in the store. Nothing to do for a container that does not run."""
-        await self._wait_for_start(container_id)
+        await self._wait_for_start(container_id, grace_s)
         try:
             state = self._store.get_container(container_id).state
         except NotFound:
@@ -90,16 +92,30 @@ class Stopping:
             stage="stop_container.noted",
         )
 
-    async def _wait_for_start(self, container_id: str) -> None:
+    async def _wait_for_start(self, container_id: str, grace_s: float) -> None:
         """A start under way ends first: there is a process afterwards, or there never will be.
 
-        One that hangs (a source on a file server that does not answer) is told of, and may end for the next call.
+        One that hangs (a source on a file server that does not answer) is cancelled after the grace period.
         """
-        try:
-            async with asyncio.timeout(self._settings.kill_wait_s), self._locks.of(container_id):
-                return
-        except TimeoutError:
-            raise Unavailable(f"container {container_id} is still being started, or its limits changed") from None
+        patience_s = min(max(grace_s, _START_PATIENCE_S), self._settings.kill_wait_s)
+        if await self._nothing_starts(container_id, patience_s):
+            await self._cancel_start(container_id)  # that of an earlier server, which holds no lock here
+            return
+        await self._cancel_start(container_id)
+        if not await self._nothing_starts(container_id, self._settings.kill_wait_s):
+            raise Unavailable(f"container {container_id} is still being started, or its limits changed")
+
+    async def _nothing_starts(self, container_id: str, patience_s: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s), self._locks.of(container_id):
+                return True
+        return False
+
+    async def _cancel_start(self, container_id: str) -> None:
+        with suppress(NotFound, Unavailable, StartFailed):
+            container = self._store.get_container(container_id)
+            if container.state is ContainerState.CREATED:
+                await self._live.monitor(container.sandbox_id).cancel_start(container_id)
 
     async def kill_all(self, sandbox_id: str) -> None:
         """End every container of a sandbox by force; returns when all are EXITED."""
