@@ -43,6 +43,7 @@ def kill(h: Hierarchy, path: str | bytes) -> None:
     if h.mount:
         try:
             write(_tree_path(h, path) + b"/cgroup.kill", "1")
+            _thaw_hybrid(h, path)
             return
         except OSError as error:
             if error.errno in _GONE and not os.path.isdir(_tree_path(h, path)):
@@ -90,6 +91,16 @@ def oom_kills(h: Hierarchy, path: str | bytes) -> int:
     # the v1 counter is of one cgroup alone
     texts = (read_or_none(b"memory.oom_control", fd) for fd in walk(directory))
     return sum(flat_keyed(text or b"").get(b"oom_kill", 0) for text in texts)
+
+
+def _thaw_hybrid(h: Hierarchy, path: str | bytes) -> None:
+    """Of a hybrid host: what somebody froze by the v1 freezer does not die, whatever it is sent, until it is thawed."""
+    tree = h.controllers.get("freezer")
+    if tree is None:
+        return
+    for fd in walk(join_path(tree, path)):
+        if read_or_none(b"freezer.state", fd) not in (b"THAWED\n", None):
+            write(b"/proc/self/fd/%d/freezer.state" % fd, "THAWED")
 
 
 def _tree_path(h: Hierarchy, path: str | bytes) -> bytes:
