@@ -65,14 +65,14 @@ def pids_of(server: Server, container: str) -> set[int]:
     return {int(pid) for path in found if (pid_list := _text(path / "cgroup.procs")) for pid in pid_list.split()}
 
 
-def zygote_of(server: Server) -> int:
-    """Pid of the server's zygote."""
+def zygote_of(server: Server) -> int | None:
+    """Pid of the server's zygote; None while a new one starts."""
     assert server.process is not None
     for path in Path(f"/proc/{server.process.pid}/task").glob("*/children"):
         for pid in (_text(path) or "").split():
             if _text(Path(f"/proc/{pid}/comm")) == "crishim-zygote\n":
                 return int(pid)
-    raise AssertionError("the server has no zygote")
+    return None
 
 
 def monitor_of(server: Server, sandbox: str) -> int:
