@@ -491,8 +491,7 @@ class Executor:
             waiting.set_result(ExecExit(body["code"], body["signal"], body["ended_at_ns"]))  # type: ignore[arg-type]
 
     def _lost(self) -> None:
-        with suppress(ChildProcessError):
-            os.waitpid(self._pid, os.WNOHANG)
+        _reap_later(self._pid)
         for waiting in self._execs.values():
             if not waiting.done():
                 waiting.set_exception(Unavailable("the zygote died, and the exec with it"))
@@ -648,6 +647,23 @@ class Executor:
             self._connection.close()
             await _reap(self._pid)
         os.close(self._interpreter)
+
+
+def _reap_later(pid: int) -> None:
+    """Reap a child when it is dead: its connection closes a moment before that."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+
+    def ended() -> None:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+
+    loop.add_reader(pidfd, ended)
 
 
 async def _reap(pid: int) -> None:
