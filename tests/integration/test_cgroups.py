@@ -198,7 +198,7 @@ def test_an_exec_leaf_holds_its_processes_beside_those_of_the_container(h: Hiera
         assert effects.pids(h, leaf) == [exec_.pid]
         assert sorted(effects.pids(h, path)) == sorted([init.pid, exec_.pid])
         assert sum(os.path.exists(tree + os.fsencode(leaf)) for tree in h.trees()) == 1
-        if "memory" in h.controllers:
+        if "memory" in h.controllers and not h.is_v2("memory"):
             assert Path(os.fsdecode(h.controllers["memory"]) + path, "cgroup.procs").read_text().count("\n") == 2
         effects.kill(h, leaf)
         assert exec_.wait(10) == -signal.SIGKILL
@@ -380,7 +380,7 @@ def test_stats_of_a_working_process(h: Hierarchy, path: str) -> None:
     assert sample.memory_limit_bytes == 256 << 20
     assert sample.available_bytes == (256 << 20) - sample.working_set_bytes
     assert sample.rss_bytes is not None and sample.rss_bytes >= 8 << 20
-    assert sample.page_faults is not None and sample.page_faults >= 2048
+    assert sample.page_faults is not None and sample.page_faults > 0  # few when the kernel gives huge pages
     assert sample.swap_usage_bytes == 0
     assert sample.cpu_user_ns is not None and sample.cpu_user_ns > 0
     if h.mount and os.path.exists("/proc/pressure/cpu"):
