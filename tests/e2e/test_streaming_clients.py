@@ -13,7 +13,6 @@ import ssl
 import subprocess
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -24,7 +23,7 @@ from tests.e2e import tools
 from tests.e2e.kubelet import PORT, Kubelet
 from tests.e2e.node import Node, wait_until
 from tests.e2e.pods import SERVER, container, exchange, forwarded, pod
-from tests.e2e.runtimes import Containerd, chosen
+from tests.e2e.runtimes import NO_HALF_CLOSE, Containerd, Crishim, chosen, skip_on_containerd
 from tests.e2e.terminal import Terminal, running
 from tests.support.streaming import ExecClient, SpdyClient, exit_code
 
@@ -45,13 +44,12 @@ class Clients:
 
     node: Node
     kubelet: Kubelet
-    socket: Path
-    is_peer: bool
+    runtime: Crishim | Containerd
 
     def crictl(self, *words: str) -> list[str]:
         """A command line."""
         program = tools.build(["crictl"])[0]
-        return self.node.inside(program, f"--runtime-endpoint=unix://{self.socket}", "--timeout=30s", *words)
+        return self.node.inside(program, f"--runtime-endpoint=unix://{self.runtime.socket}", "--timeout=30s", *words)
 
     def run(self, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         """crictl to its end."""
@@ -110,11 +108,13 @@ def clients(node: Node) -> Iterator[Clients]:
         kubelet.apply(each)
     for each in (WEB, *ONCE.values()):
         kubelet.wait_ready(each["metadata"]["name"])
-    yield Clients(node, kubelet, runtime.socket, isinstance(runtime, Containerd))
+    yield Clients(node, kubelet, runtime)
 
 
 @pytest.fixture(params=["spdy", "websocket"])
-def transport(request: pytest.FixtureRequest) -> str:
+def transport(clients: Clients, request: pytest.FixtureRequest) -> str:
+    if request.param == "websocket":
+        skip_on_containerd(clients.runtime, "containerd refuses the WebSocket protocols that crictl offers")
     return str(request.param)
 
 
@@ -122,7 +122,6 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 
 def test_crictl_exec_has_both_streams_and_fails_when_the_command_does(clients: Clients, transport: str) -> None:
-    skip_on_a_peer(clients, transport)
     ident = clients.container_id("web", "server")
     ended = clients.run("exec", "-r", transport, ident, "sh", "-c", "echo out; echo err >&2; exit 7")
     assert ended.stdout == b"out\n"
@@ -132,14 +131,12 @@ def test_crictl_exec_has_both_streams_and_fails_when_the_command_does(clients: C
 
 
 def test_crictl_exec_i_carries_megabytes_in_both_directions(clients: Clients, transport: str) -> None:
-    skip_on_a_peer(clients, transport)
     ended = clients.run("exec", "-i", "-r", transport, clients.container_id("web", "server"), "cat", stdin=PAYLOAD)
     assert ended.returncode == 0
     assert hashlib.sha256(ended.stdout).hexdigest() == SUM
 
 
 def test_crictl_exec_it_is_a_terminal_with_its_size_and_its_ctrl_c(clients: Clients, transport: str) -> None:
-    skip_on_a_peer(clients, transport)
     command = clients.crictl("exec", "-it", "-r", transport, clients.container_id("web", "server"), "sh")
     with Terminal(command, os.environ, rows=33, columns=101) as terminal:
 
@@ -162,25 +159,19 @@ def test_crictl_exec_it_is_a_terminal_with_its_size_and_its_ctrl_c(clients: Clie
 
 
 def test_crictl_attach_ends_with_a_container_that_reads_stdin_once(clients: Clients, transport: str) -> None:
-    skip_on_a_peer(clients, transport)
     ident = clients.container_id(f"once-crictl-{transport}", "main")
     ended = clients.run("attach", "-i", "-r", transport, ident, stdin=b"hello\n")
     assert (ended.returncode, ended.stdout) == (0, b"hello\nbye\n")
 
 
 def test_crictl_port_forward_carries_data_and_its_end(clients: Clients, transport: str) -> None:
-    skip_on_a_peer(clients, transport)
+    skip_on_containerd(clients.runtime, NO_HALF_CLOSE)
     listed = subprocess.run(clients.crictl("pods", "-q", "--name", "^web-"), capture_output=True, text=True, check=True)
     command = clients.crictl("port-forward", "-r", transport, listed.stdout.strip(), "0:7000")
     with running(command, os.environ) as process:
         (port,) = forwarded(process, 1).values()
         assert exchange(clients.node.dial(port), PAYLOAD).split()[0].decode() == SUM
         assert exchange(clients.node.dial(port), b"").split()[0].decode() == hashlib.sha256(b"").hexdigest()
-
-
-def skip_on_a_peer(clients: Clients, transport: str) -> None:
-    if clients.is_peer and transport == "websocket":
-        pytest.skip("containerd refuses the WebSocket protocols that crictl offers")
 
 
 # -- the kubelet's port
@@ -265,6 +256,8 @@ def test_two_clients_attach_over_websocket_and_both_see_the_output(clients: Clie
 
 
 def test_the_kubelet_forwards_ports_over_spdy(clients: Clients) -> None:
+    skip_on_containerd(clients.runtime, NO_HALF_CLOSE)
+
     async def test() -> None:
         url = clients.url("portForward", "web")
         client = await SpdyClient.connect(url, "portforward.k8s.io", **await clients.spdy(url))
