@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -370,7 +371,7 @@ def test_a_pod_whose_monitor_was_killed_is_ended_and_says_why(server: Server) ->
 # -- network
 
 
-def test_a_network_that_cannot_be_taken_down_is_told_and_tried_again(server: Server) -> None:
+def test_a_network_whose_rules_somebody_deleted_is_taken_down_all_the_same(server: Server) -> None:
     mapping = m.PortMapping(protocol=m.TCP, container_port=80, host_port=18080)
     sandbox, pod = server.run_pod("nodel", port_mappings=[mapping])
     container = server.started(sandbox, pod)
@@ -385,6 +386,21 @@ def test_a_network_that_cannot_be_taken_down_is_told_and_tried_again(server: Ser
     assert gone(server, sandbox)
     again, pod = server.run_pod("nodel", port_mappings=[mapping])
     server.remove_pod(again)
+
+
+def test_a_network_that_cannot_be_released_is_told_and_the_next_stop_ends_it(server: Server) -> None:
+    sandbox, pod = server.run_pod("locked")
+    container = server.started(sandbox, pod)
+    with closing(sqlite3.connect(server.root / "network.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Unavailable, match="address pool"):
+            server.stop_pod(sandbox)
+        assert server.status(container).state == m.CONTAINER_EXITED
+        assert_reads_are_answered(server, sandbox, container)
+        other.execute("ROLLBACK")
+    server.stop_pod(sandbox)
+    server.remove_pod(sandbox)
+    assert gone(server, sandbox)
 
 
 # -- execs that do not want to end
