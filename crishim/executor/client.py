@@ -313,6 +313,7 @@ class Monitor:
 
     def _gone(self) -> None:
         if not self._stopped:
+            self.close()  # its pidfd too: nobody has a use for it
             self.on_lost()
 
     async def _request(self, kind: int, body: dict[str, object], fds: Sequence[int] = ()) -> wire.Message:
