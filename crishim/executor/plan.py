@@ -322,5 +322,9 @@ def describe(step: Step, code: int, detail: bytes) -> str:
     if name == "set_rlimit":
         kind = next(key.decode() for key, value in RLIMITS.items() if value == step[1])
         return f"setting {kind} to {step[2]}:{step[3]}: {why.lower()}"
+    if name == "write_exec_attribute":
+        kind = "AppArmor profile" if step[2] else "SELinux label"
+        hint = "it is not loaded on this node" if code == 2 and step[2] else why.lower()
+        return f'{kind} "{step[3].decode("utf-8", "replace")}": {hint}'  # type: ignore[attr-defined]
     sentence = _SENTENCES.get(name, name.replace("_", " "))
     return f"{sentence}: {why.lower()}{text and ' (' + text + ')'}"
