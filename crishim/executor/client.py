@@ -358,7 +358,7 @@ class Monitor:
         )
 
     async def cancel_start(self, container_id: str) -> None:
-        """End a start under way, also one that hangs: it fails. Nothing to do when there is none."""
+        """End a start under way, also one that hangs; returns when it failed. Nothing to do when there is none."""
         await self._request(wire.CANCEL_START, {"id": container_id.encode()})
 
     async def reopen_log(self, container_id: str) -> None:

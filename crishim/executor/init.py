@@ -34,7 +34,7 @@ class InitProcess:
 
     __slots__ = (
         "asking",
-        "cancelled",
+        "cancelling",
         "cgroup",
         "clients",
         "exit",
@@ -63,8 +63,8 @@ class InitProcess:
         self.starter: socket | None = None
         #: the process that starts it, while it is at work
         self.starter_pidfd = -1
-        #: somebody wanted the start to end, whatever it waits for
-        self.cancelled = False
+        #: requests to end the start, whatever it waits for: answered when it is over
+        self.cancelling: list[tuple[socket, int]] = []
         #: connection and sequence number of the request that waits for the start
         self.asking: tuple[socket, int] | None = None
         #: durations: cgroup, mounts, clone, setup

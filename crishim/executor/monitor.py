@@ -141,6 +141,8 @@ class Monitor:
             if message.kind == wire.START_CONTAINER:
                 self._start(connection, message)
                 return
+            if message.kind == wire.CANCEL_START and self._cancel_start(connection, message):
+                return
             body, fds = self._answer(message)
             kind = wire.OK
         except StepFailed as error:
@@ -172,12 +174,9 @@ class Monitor:
         if kind == wire.STOP:
             self._stop()
             return {}, []
-        container = self.containers.get(body["id"])  # type: ignore[call-overload]
         if kind == wire.CANCEL_START:
-            if container is not None and container.starter_pidfd >= 0:
-                container.cancelled = True
-                pidfd_send_signal(container.starter_pidfd, 9)
-            return {}, []
+            return {}, []  # there is no start
+        container = self.containers.get(body["id"])  # type: ignore[call-overload]
         if container is None:
             raise StepFailed(f"the monitor has no container {_text(body['id'])}")
         if kind == wire.ATTACH:
@@ -239,8 +238,19 @@ class Monitor:
             os.close(pidfd)
             init.starter_pidfd = -1
             self.starters.remove(pid)
+            for asking, seq in init.cancelling:
+                self._reply(asking, wire.OK, seq, {})
 
         self.loop.watch(ours.fileno(), answered)
+
+    def _cancel_start(self, connection: socket, message: Message) -> bool:
+        """Kill the starter; the answer comes when it is gone, which a dead device may prevent. False: there is none."""
+        init = self.containers.get(message.body["id"])  # type: ignore[call-overload]
+        if init is None or init.starter_pidfd < 0:
+            return False
+        init.cancelling.append((connection, message.seq))
+        pidfd_send_signal(init.starter_pidfd, 9)
+        return True
 
     def _started(self, init: InitProcess, answer: socket) -> None:
         message = wire.receive(answer)
@@ -398,7 +408,7 @@ def _write_sysctl(key: bytes, value: bytes) -> None:
 
 
 def _killed(init: InitProcess) -> str:
-    if init.cancelled:
+    if init.cancelling:
         return "the start hung, and a stop ended it; a file system of a mount, or a device, may not answer"
     return "the start was killed"
 

@@ -98,18 +98,17 @@ class Stopping:
         One that hangs (a source on a file server that does not answer) is cancelled after the grace period.
         """
         patience_s = min(max(grace_s, _START_PATIENCE_S), self._settings.kill_wait_s)
-        if await self._nothing_starts(container_id, patience_s):
-            await self._cancel_start(container_id)  # that of an earlier server, which holds no lock here
-            return
-        await self._cancel_start(container_id)
-        if not await self._nothing_starts(container_id, self._settings.kill_wait_s):
-            raise Unavailable(f"container {container_id} is still being started, or its limits changed")
-
-    async def _nothing_starts(self, container_id: str, patience_s: float) -> bool:
         with suppress(TimeoutError):
             async with asyncio.timeout(patience_s), self._locks.of(container_id):
-                return True
-        return False
+                await self._cancel_start(container_id)  # that of an earlier server, which holds no lock here
+                return
+        try:
+            async with asyncio.timeout(self._settings.kill_wait_s):
+                await self._cancel_start(container_id)
+                async with self._locks.of(container_id):
+                    return
+        except TimeoutError:
+            raise Unavailable(f"container {container_id} is still being started, or its limits changed") from None
 
     async def _cancel_start(self, container_id: str) -> None:
         with suppress(NotFound, Unavailable, StartFailed):
