@@ -70,6 +70,8 @@ bench: dev-venv ## measure beside runc, crun and containerd, in one run (BENCH="
 soak: dev-venv packages ## long faults and repeated end-to-end runs (MINUTES=30)
 	$(BIN)/python -m tests.e2e.tools $(TEST_TOOLS)
 	$(BIN)/python -m tests.e2e.critest
+	CRISHIM_REASON_RUNS=20 CRISHIM_LEAK_CYCLES=2000 CRISHIM_LEAK_EXECS=20000 $(BIN)/python -m pytest --timeout 7200 \
+		tests/integration/test_reasons.py tests/integration/test_leaks.py
 	$(BIN)/python -m tests.e2e.soak --minutes $(or $(MINUTES),30)
 
 node: dev-venv ## tests on a Debian node of its own under QEMU: cgroup v2, systemd, AppArmor (NODE="tests or options")

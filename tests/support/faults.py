@@ -8,7 +8,7 @@ import platform
 import re
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,8 @@ def monitor_of(server: Server, sandbox: str) -> int:
     """Pid of the sandbox's monitor: the process that listens on its socket's directory."""
     directory = os.fspath(server.state / "sandboxes" / sandbox)
     for pid in server.monitors():
-        for fd in Path(f"/proc/{pid}/fd").iterdir():
-            if os.path.realpath(fd) == directory:
+        with suppress(FileNotFoundError):  # another pod's, which ends just now
+            if any(os.path.realpath(fd) == directory for fd in Path(f"/proc/{pid}/fd").iterdir()):
                 return pid
     raise AssertionError(f"sandbox {sandbox} has no monitor")
 

@@ -249,7 +249,7 @@ def _removed(hierarchy: Hierarchy, path: str) -> bool:
 def _name(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone, or about to be
         return ""
 
 
