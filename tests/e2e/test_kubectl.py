@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -367,6 +368,29 @@ def test_a_read_only_root_and_a_volume_of_the_fs_group(cluster: Cluster) -> None
     assert refused.returncode != 0 and b"Read-only file system" in refused.stderr
     script = "touch /scratch/new && stat -c %u:%g /scratch/new && stat -c %g /scratch"
     assert cluster.kubectl("exec", "confined", "--", "sh", "-c", script) == "1000:3000\n3000\n"
+
+
+def test_a_session_ends_with_the_server_that_is_told_to_stop_and_the_pod_goes_on(cluster: Cluster) -> None:
+    skip_on_containerd(cluster.runtime, "containerd ends the session as if the command had succeeded")
+    before = cluster.status("web", "server")
+    with cluster.kubectl.running("exec", "-i", *server("cat")) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(b"hello\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"hello\n"
+        cluster.runtime.stop(signal.SIGTERM)
+        said = process.stdout.read()
+        assert process.wait(30) != 0
+    assert b"the server is stopping" in said
+    cluster.runtime.start()
+    # the kubelet connects anew after a while of its own
+    wait_until(
+        lambda: cluster.kubectl.run("exec", *server("true")).returncode == 0,
+        deadline_s=60,
+        what="a command after the restart",
+    )
+    after = cluster.status("web", "server")
+    assert (after["containerID"], after["restartCount"]) == (before["containerID"], 0)
 
 
 def test_deleted_pods_leave_nothing(cluster: Cluster) -> None:
