@@ -28,7 +28,7 @@ TESTS = (
 )
 _SAID = "node: ended with "
 #: emulation stretches what a test waits for too
-_PYTEST = "python3 -m pytest -p no:cacheprovider -o timeout=900 -q"
+_PYTEST = "python3 -m pytest -p no:cacheprovider -o timeout=900 -v"
 
 
 def main() -> int:
