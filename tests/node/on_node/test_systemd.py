@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,6 +64,7 @@ class Service(Server):
                 self._client.close()
             subprocess.run(["systemctl", "stop", SERVICE], check=False)
             UNIT.unlink(missing_ok=True)
+            shutil.rmtree(Path("/run", SERVICE).with_suffix(""), ignore_errors=True)  # the unit asks to keep it
             systemctl("daemon-reload")
             subprocess.run(["ip", "link", "delete", self._bridge()], check=False, capture_output=True)
             self._clear()
