@@ -254,16 +254,19 @@ def test_logs_f_follows_to_the_end_and_across_a_rotation(cluster: Cluster) -> No
 
 
 def test_logs_previous_are_those_of_the_attempt_before(cluster: Cluster) -> None:
-    cluster.create(pod("crasher", container("main", "echo falling; exit 7")))
-    wait_until(
-        lambda: cluster.status("crasher", "main").get("restartCount", 0) >= 1, deadline_s=60, what="a second attempt"
-    )
-    # which attempt is the previous one changes at each restart, and the kubelet may just have removed its log
-    wait_until(
-        lambda: cluster.kubectl("logs", "--previous", "crasher") == "falling\n",
-        deadline_s=30,
-        what="the log of the attempt before",
-    )
+    # the second attempt stays, because a kubelet keeps the log of one ended attempt alone
+    script = "if [ -e /scratch/fallen ]; then echo standing; exec sleep infinity; fi; > /scratch/fallen; echo falling"
+    falling = container("main", f"{script}; exit 7", volumeMounts=[{"name": "scratch", "mountPath": "/scratch"}])
+    cluster.create(pod("crasher", falling, volumes=[{"name": "scratch", "emptyDir": {}}]))
+
+    def stands() -> bool:
+        status = cluster.status("crasher", "main")
+        return status.get("restartCount") == 1 and "running" in status["state"]
+
+    wait_until(stands, deadline_s=60, what=lambda: f"the second attempt: {cluster.status('crasher', 'main')}")
+    assert cluster.kubectl("logs", "--previous", "crasher") == "falling\n"
+    assert cluster.kubectl("logs", "crasher") == "standing\n"
+    assert cluster.status("crasher", "main")["lastState"]["terminated"]["exitCode"] == 7
     cluster.kubectl("delete", "pod", "crasher")
 
 
