@@ -46,7 +46,9 @@ class ProcessSession:
             else:
                 actions.append((os.POSIX_SPAWN_OPEN, stream, "/dev/null", os.O_RDWR, 0))
         args = ("setsid", "-c", *request.args) if request.tty else request.args
-        self.pid = os.posix_spawnp(args[0], args, os.environ, file_actions=actions, setsigdef=[signal.SIGPIPE])
+        # a process group of its own, so that what a shell forked goes with it; setsid(1) would fork as a group's leader
+        group = {} if request.tty else {"setpgroup": 0}
+        self.pid = os.posix_spawnp(args[0], args, os.environ, file_actions=actions, setsigdef=[signal.SIGPIPE], **group)
         for fd in set(theirs.values()):
             os.close(fd)
         self._ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
@@ -68,6 +70,8 @@ class ProcessSession:
         self.stdio.close()
         if not self._ended.done():
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # a terminal's process that has not become a leader yet
+                os.killpg(self.pid, signal.SIGKILL)  # not reaped, so the number is still its own
 
 
 class AttachSession:
