@@ -43,6 +43,11 @@ def serve(config: Config) -> None:
     locks = [lock_directory(config.server.state, "state"), lock_directory(config.server.root, "root")]
     try:
         executor = Executor.launch(cgroup=f"{config.cgroup_root}/monitors", roles=ROLES)
+        if "CAP_SYS_RESOURCE" not in executor.node.capabilities:
+            logger.warning(
+                "CAP_SYS_RESOURCE is missing: hard limits cannot be raised and oom_score_adj cannot be lowered for"
+                " containers; both stay as near as the kernel allows"
+            )
         asyncio.run(_serve(config, executor))
     finally:
         for lock in locks:

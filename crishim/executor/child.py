@@ -38,7 +38,6 @@ _TIOCGPTPEER = 0x5441
 _TIOCSPTLCK = 0x40045431
 _DEVPTS_MAJOR = 136
 
-
 # State of the one plan that this child runs.
 _report = -1
 _shm: dict[int, int] = {}
@@ -80,7 +79,7 @@ def set_oom_score_adj(proc: int, value: bytes) -> None:
     try:
         os.write(fd, value)
     except PermissionError:
-        pass  # the server has warned once, at its start
+        pass  # `crishim serve` warns once, at its start
     finally:
         os.close(fd)
 
@@ -271,15 +270,11 @@ def set_root_propagation(bits: int) -> None:
 
 def make_cwd(path: bytes) -> None:
     """The working directory of an image may not exist yet; made inside the jail, before the root turns read-only."""
-    global _detail
     try:
         os.close(_directory(path))
-    except (NotADirectoryError, PermissionError):
-        raise
     except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EINVAL, errno.ELOOP):
+        if error.errno not in (errno.EROFS, errno.EINVAL, errno.ELOOP):  # enter_cwd tells what is wrong with those
             raise
-        _detail = b""  # enter_cwd will tell what is wrong with it
 
 
 def make_read_only(path: bytes) -> None:
@@ -322,6 +317,7 @@ def mask_paths(paths: tuple[bytes, ...]) -> None:
     for fd in (null, empty):
         if fd >= 0:
             os.close(fd)
+    _detail = b""
 
 
 def _clone_onto(source: int, target: int) -> None:
@@ -341,6 +337,7 @@ def write_sysctls(values: tuple[tuple[bytes, bytes], ...]) -> None:
         os.write(fd, value)
         os.close(fd)
     os.close(proc)
+    _detail = b""
 
 
 def set_hostname(name: bytes) -> None:

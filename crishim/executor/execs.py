@@ -61,6 +61,28 @@ class Exec:
             pass
 
 
+def _clone(target: int, own_pid_namespace: int, cgroup: int) -> tuple[int, int]:
+    """clone3 into the cgroup, and into the PID namespace of the process of pidfd `target` unless it is -1."""
+    if target < 0:
+        return process.clone3(0, cgroup)
+    process.setns(target, process.CLONE_NEWPID)
+    try:
+        pid, pidfd = process.clone3(0, cgroup)
+    except OSError:
+        _point_back(own_pid_namespace)
+        raise
+    if pid:
+        _point_back(own_pid_namespace)
+    return pid, pidfd
+
+
+def _point_back(own_pid_namespace: int) -> None:
+    try:
+        process.setns(own_pid_namespace, process.CLONE_NEWPID)
+    except OSError:
+        os._exit(70)  # every later child would be born in a stranger's namespace
+
+
 def start(message: Message, own_pid_namespace: int, proc: int, privileges: Privileges) -> Exec:
     """Clone the exec of a message; OSError when the container's init is gone (ESRCH) or a clone is refused.
 
@@ -72,24 +94,19 @@ def start(message: Message, own_pid_namespace: int, proc: int, privileges: Privi
         for index in value["fds"]  # type: ignore[attr-defined]
     )
     opened = {b"target": target, b"stdin": stdin, b"stdout": stdout, b"stderr": stderr, b"proc": proc}
-    procs = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in value["cgroup_procs"]]  # type: ignore[attr-defined]
-    opened.update((b"procs:%d" % index, fd) for index, fd in enumerate(procs))
-    high = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, 10)
-    program = lower(plan.exec_steps(value, opened, value["namespaces"]), privileges, high)  # type: ignore[arg-type]
-    joins_pid = bool(value["join_pid"])
-    if joins_pid:
-        process.setns(target, process.CLONE_NEWPID)
+    ours: list[int] = []
     try:
-        pid, pidfd = process.clone3(0, cgroup)
+        for index, path in enumerate(value["cgroup_procs"]):  # type: ignore[arg-type, var-annotated]
+            ours.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+            opened[b"procs:%d" % index] = ours[-1]
+        high = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, 10)
+        ours.append(high)
+        program = lower(plan.exec_steps(value, opened, value["namespaces"]), privileges, high)  # type: ignore[arg-type]
+        pid, pidfd = _clone(target if value["join_pid"] else -1, own_pid_namespace, cgroup)
         if pid == 0:
             child.run(program, high)
     finally:
-        for fd in (high, *procs):
+        for fd in ours:
             os.close(fd)
-        if joins_pid:
-            try:
-                process.setns(own_pid_namespace, process.CLONE_NEWPID)
-            except OSError:
-                os._exit(70)
     directory = os.dup(cgroup) if cgroup >= 0 else -1
     return Exec(message.seq, pid, pidfd, value["leaf"], directory)  # type: ignore[arg-type]

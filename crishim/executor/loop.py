@@ -16,10 +16,15 @@ if TYPE_CHECKING:
 class Loop:
     """Calls the callback of each descriptor that is readable (or closed by its peer)."""
 
-    __slots__ = ("_callbacks", "_epoll", "_idle", "running")
+    __slots__ = ("_callbacks", "_epoll", "_failed", "_idle", "running")
 
-    def __init__(self, idle: Callable[[], None]) -> None:
-        """`idle` runs after a second without events that follows some."""
+    def __init__(self, idle: Callable[[], None], failed: Callable[[Exception], None] | None = None) -> None:
+        """`idle` runs after a second without events that follows some.
+
+        failed: told of an exception of a callback, whose descriptor is then left alone, since it would only raise
+        again; without it the exception ends the loop.
+        """
+        self._failed = failed
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._idle = idle
@@ -60,8 +65,15 @@ class Loop:
             rested = False
             for fd, _ in events:
                 callback = self._callbacks.get(fd)  # an earlier callback of this round may have dropped it
-                if callback is not None:
+                if callback is None:
+                    continue
+                try:
                     callback()
+                except Exception as error:
+                    if self._failed is None:
+                        raise
+                    self.forget(fd)
+                    self._failed(error)
 
     def close(self) -> None:
         """Close the epoll descriptor; what was watched is its owners'."""

@@ -27,7 +27,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from crishim.executor.wire import Message
 
-SOCKET_NAME = b"monitor.sock"
 #: at most this many server connections: the newest, and one that is about to be dropped
 _MAX_CONNECTIONS = 4
 
@@ -43,16 +42,15 @@ class Monitor:
         self.hierarchy = hierarchy
         self.seed = seed
         self.privileges = privileges
-        self.loop = Loop(self._rest)
+        self.loop = Loop(self._rest, self._failed)
         #: by container id, running and exited, until the server forgets them
         self.containers: dict[bytes, InitProcess] = {}
         #: processes of starts under way
         self.starters: set[int] = set()
         #: reaper of a shared PID namespace: (pid, pidfd), or None
         self.pod_init: tuple[int, int] | None = None
+        self._pod_init_is_dead = False
         self.netns_pin: bytes | None = None
-        #: the pod's own namespaces, as flags
-        self.namespaces = 0
         self._listener: socket | None = None
         self._connections: list[socket] = []
 
@@ -69,7 +67,6 @@ class Monitor:
             wanted |= flag if pod[key] else 0
         if wanted:
             process.unshare(wanted)
-        self.namespaces = wanted
         if wanted & process.CLONE_NEWNET:
             net.set_link_up(b"lo")
             self._pin_netns(pod["netns_path"])
@@ -101,13 +98,16 @@ class Monitor:
     def _listen(self) -> None:
         self._listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK)
         # by the directory's descriptor: a socket's path may not be longer than 107 bytes
-        self._listener.bind(b"/proc/self/fd/%d/%b" % (self.directory, SOCKET_NAME))
+        self._listener.bind(b"/proc/self/fd/%d/%b" % (self.directory, wire.MONITOR_SOCKET))
         self._listener.listen(SOMAXCONN)
         self.loop.watch(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
         assert self._listener is not None
-        fd, _ = self._listener._accept()  # type: ignore[attr-defined]
+        try:
+            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
+        except OSError:  # the peer is gone already, or we are out of descriptors: the next one may have more luck
+            return
         connection = socket(fileno=fd)
         uid = int.from_bytes(connection.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)[4:8], "little")
         if uid != os.geteuid():
@@ -220,11 +220,15 @@ class Monitor:
             return
         init = InitProcess(body)
         init.starter, init.asking = connection, (connection, message.seq)
-        init.open_log()
-        ours, theirs = wire.pair()
-        pid, pidfd = process.clone3(0)
-        if pid == 0:
-            starter.run(self, spec, message.fds, theirs)
+        try:
+            init.open_log()
+            ours, theirs = wire.pair()
+            pid, pidfd = process.clone3(0)
+            if pid == 0:
+                starter.run(self, spec, message.fds, theirs)
+        except BaseException:
+            init.close(self.loop)
+            raise
         theirs.close()
         self.starters.add(pid)
         init.starter_pidfd = pidfd
@@ -253,7 +257,10 @@ class Monitor:
         return True
 
     def _started(self, init: InitProcess, answer: socket) -> None:
-        message = wire.receive(answer)
+        try:
+            message = wire.receive(answer)
+        except (OSError, wire.WireError):  # we had no descriptors left to receive
+            message = None
         if message is None or message.kind == wire.ERROR:
             self._undo_start(init, message)
             text = _killed(init) if message is None else message.body["message"]
@@ -282,7 +289,7 @@ class Monitor:
 
     def _undo_start(self, init: InitProcess, message: Message | None) -> None:
         """Nothing of a failed start stays: neither the process nor descriptors nor the cgroup."""
-        effects.kill(self.hierarchy, init.cgroup)
+        self._kill(init)
         if message is not None and message.fds:
             os.waitid(os.P_PIDFD, message.fds[0], os.WEXITED)
             message.close()
@@ -290,7 +297,7 @@ class Monitor:
             self._reap_strays()
         del self.containers[init.id]
         init.close(self.loop)
-        effects.remove(self.hierarchy, init.cgroup)
+        self._remove(init)
 
     def _reap_strays(self) -> None:
         """Reap an init whose starter was killed before it could tell us of it, when the kill of its cgroup arrives."""
@@ -318,10 +325,8 @@ class Monitor:
             entries.append(entry)
         return {
             "pid": os.getpid(),
-            "version": wire.VERSION,
             "containers": entries,
-            "netns_pin": self.netns_pin,
-            "pod_init": None if self.pod_init is None else self.pod_init[0],
+            "pod_init_died": self._pod_init_is_dead,
         }, fds
 
     def _stop(self) -> None:
@@ -348,21 +353,24 @@ class Monitor:
                 pass  # the server looks after pins that stay
             self.netns_pin = None
         try:
-            os.unlink(SOCKET_NAME, dir_fd=self.directory)
+            os.unlink(wire.MONITOR_SOCKET, dir_fd=self.directory)
         except OSError:
             pass
 
     # -- what happens --------------------------------------------------------------------------------------------------
 
     def _init_exited(self, init: InitProcess) -> None:
-        """Reap, read what the cgroup knows, write the record, and only then tell."""
+        """Reap, read what the cgroup knows, write the record, and only then tell.
+
+        A disk that takes no record, or a cgroup that somebody removed, must not end the pod: what is known is told.
+        """
         ended_at_ns = time.time_ns()
         info = os.waitid(os.P_PIDFD, init.pidfd, os.WEXITED | os.WNOHANG)
         if info is None:
             return
         self.loop.forget(init.pidfd)
         if not init.own_pid_namespace:
-            effects.kill(self.hierarchy, init.cgroup)  # with its own namespace the kernel has done it
+            self._kill(init)  # with its own namespace the kernel has done it
         init.drain(self.loop)
         killed_by = info.si_status if info.si_code != os.CLD_EXITED else None
         init.exit = {
@@ -372,12 +380,33 @@ class Monitor:
             "ended_at_ns": ended_at_ns,
             "code": info.si_status if killed_by is None else 128 + killed_by,
             "signal": killed_by,
-            "oom_kills": effects.oom_kills(self.hierarchy, init.cgroup),
+            "oom_kills": self._oom_kills(init),
             "log_bytes_lost": init.log_bytes_lost(),
         }
-        records.write(self.directory, init.id, init.exit)
-        effects.remove(self.hierarchy, init.cgroup)
+        try:
+            records.write(self.directory, init.id, init.exit)
+        except OSError:
+            pass  # STATE still has it as long as we live
+        self._remove(init)
         self._tell(wire.EVENT_CONTAINER_EXITED, init.exit)
+
+    def _kill(self, init: InitProcess) -> None:
+        try:
+            effects.kill(self.hierarchy, init.cgroup)
+        except OSError:
+            pass  # the server kills again when it removes the container
+
+    def _oom_kills(self, init: InitProcess) -> int:
+        try:
+            return effects.oom_kills(self.hierarchy, init.cgroup)
+        except OSError:
+            return 0
+
+    def _remove(self, init: InitProcess) -> None:
+        try:
+            effects.remove(self.hierarchy, init.cgroup)
+        except OSError:
+            pass  # the server removes again when it removes the container
 
     def _pod_init_died(self) -> None:
         assert self.pod_init is not None
@@ -385,7 +414,8 @@ class Monitor:
         os.waitid(os.P_PIDFD, self.pod_init[1], os.WEXITED | os.WNOHANG)
         os.close(self.pod_init[1])
         self.pod_init = None
-        self._tell(wire.EVENT_NOTE, {"message": "the init process of the pod's shared PID namespace died"})
+        self._pod_init_is_dead = True
+        self._tell(wire.EVENT_POD_INIT_EXITED, {})
 
     def _tell(self, kind: int, body: dict[str, object], fds: list[int] | None = None) -> None:
         if not self._connections:
@@ -394,6 +424,10 @@ class Monitor:
             wire.send(self._connections[-1], kind, 0, self.sandbox_id, body, fds or [])
         except OSError:  # the server is gone or does not read: it will find the record
             self._drop(self._connections[-1])
+
+    def _failed(self, error: Exception) -> None:
+        """A bug of ours must not take the pod down; the server logs it."""
+        self._tell(wire.EVENT_NOTE, {"message": f"monitor: {error!r}"})
 
     def _rest(self) -> None:
         gc.collect(0)

@@ -7,6 +7,7 @@ up. A name that the kernel does not have is refused here, with the field and the
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from crishim.cgroups.hierarchy import Hierarchy
 from crishim.cgroups.plan import plan as cgroup_plan
@@ -23,6 +24,9 @@ _SCHED_FLAGS = {
     "SCHED_FLAG_KEEP_PARAMS": 16, "SCHED_FLAG_UTIL_CLAMP_MIN": 32, "SCHED_FLAG_UTIL_CLAMP_MAX": 64,
 }  # fmt: skip
 _IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
+#: ids are 32 bits, and the last one means "no change" to setresuid(2)
+_ID_LIMIT = 0xFFFFFFFE
+_LONG_LIMIT = (1 << 63) - 1
 #: ids that a list of CPUs may name, as runc has it
 _CPU_LIMIT = 65536
 _FILE_SYSTEMS = frozenset({"bind", "shm", "cgroup", "proc", "sysfs", "tmpfs", "devpts", "mqueue"})
@@ -78,6 +82,9 @@ def process_value(process: ProcessSpec) -> dict[str, object]:
     for flag in scheduler.flags if scheduler else ():
         if flag not in _SCHED_FLAGS:
             raise InvalidSpec(f"scheduler.flags: {flag!r} is not a flag of sched_setattr(2)")
+    for name, number, lowest, highest in _numbers(process):
+        if not lowest <= number <= highest:
+            raise InvalidSpec(f"{name}: {number} is not within {lowest}..{highest}")
     io = process.io_priority
     if io is not None and (io.kind not in _IO_CLASSES or not 0 <= io.priority <= 7):
         raise InvalidSpec(f"io_priority: {io.kind!r} {io.priority} is not a class with a priority of 0..7")
@@ -128,6 +135,23 @@ def process_value(process: ProcessSpec) -> dict[str, object]:
         "oom_score_adj": process.oom_score_adj or 0,
         "seccomp": process.seccomp,
     }
+
+
+def _numbers(process: ProcessSpec) -> Iterator[tuple[str, int, int, int]]:
+    """(field, number, smallest, largest) of what the kernel takes as an integer."""
+    yield "uid", process.user.uid, 0, _ID_LIMIT
+    yield "gid", process.user.gid, 0, _ID_LIMIT
+    yield from (("additional_groups", group, 0, _ID_LIMIT) for group in process.user.additional_groups)
+    for limit in process.rlimits:
+        yield f"rlimits: soft {limit.kind}", limit.soft, -1, _LONG_LIMIT
+        yield f"rlimits: hard {limit.kind}", limit.hard, -1, _LONG_LIMIT
+    yield "console_width", process.console_width, 0, 0xFFFF
+    yield "console_height", process.console_height, 0, 0xFFFF
+    if process.oom_score_adj is not None:
+        yield "oom_score_adj", process.oom_score_adj, -1000, 1000
+    if process.scheduler is not None:
+        for name in ("runtime_ns", "deadline_ns", "period_ns"):
+            yield f"scheduler.{name}", getattr(process.scheduler, name), 0, _LONG_LIMIT
 
 
 def capability_mask(names: frozenset[str]) -> int:

@@ -20,6 +20,8 @@ class Monitor(Protocol):
     containers: dict[str, MonitoredContainer]
     on_exit: Callable[[ExitRecord], None]
     on_started: Callable[[MonitoredContainer], None]
+    pod_init_died: bool
+    on_pod_init_exited: Callable[[], None]
     on_lost: Callable[[], None]
 
     async def start_container(

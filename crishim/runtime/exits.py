@@ -65,8 +65,17 @@ class Exits:
         sandbox_id = monitor.sandbox_id
         monitor.on_exit = lambda record: self.receive(sandbox_id, record)
         monitor.on_started = lambda found: self._started_late(sandbox_id, found)
+        monitor.on_pod_init_exited = lambda: self.pod_init_exited(sandbox_id)
         monitor.on_lost = lambda: self._operations.spawn(self.monitor_lost(sandbox_id), f"monitor of {sandbox_id} lost")
         self._live.add_monitor(monitor)
+        if monitor.pod_init_died:
+            self.pod_init_exited(sandbox_id)
+
+    def pod_init_exited(self, sandbox_id: str) -> None:
+        """Process 1 of a shared PID namespace died: no container can be started in the pod any more."""
+        logger.error("the init process of sandbox %s died, and its PID namespace with it", sandbox_id)
+        with suppress(NotFound):
+            self._store.update_sandbox(sandbox_id, lambda old: _not_ready(old, "PodInitExited"))
 
     def started(self, container: LiveContainer, started_at_ns: int) -> Container:
         """An init passed execve(2). Its exit may have arrived before: then that stays."""

@@ -20,6 +20,7 @@ from crishim.cri.client import Client
 from crishim.cri.client import messages as m
 from crishim.errors import CrishimError, TimedOut, Unavailable
 from crishim.images.demo import build_demo_image
+from tests.support.faults import monitor_of
 from tests.support.server import (
     NEEDS_SERVER,
     Server,
@@ -219,6 +220,28 @@ def test_a_pod_on_the_host_network_has_no_ip_and_the_hosts_name(server: Server) 
     assert status.network.ip == "" and status.linux.namespaces.options.network == m.NODE
     container = server.started(sandbox, config)
     assert server.sh(container, "hostname").strip() == Path("/proc/sys/kernel/hostname").read_text().strip()
+    server.remove_pod(sandbox)
+
+
+def test_a_pod_whose_shared_pid_namespace_lost_its_init_is_not_ready(server: Server) -> None:
+    config = pod_config("orphaned", server.logs)
+    config.linux.security_context.namespace_options.pid = m.POD
+    sandbox = server.run_pod_config(config)
+    container = container_config("sleep", "1000")
+    container.linux.security_context.namespace_options.pid = m.POD
+    running = server.create_config(sandbox, config, container)
+    server.start_container(running)
+    monitor = monitor_of(server, sandbox)
+    children = Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split()
+    (init,) = [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == "crishim-podinit\n"]
+    os.kill(init, signal.SIGKILL)
+    assert server.exited(running).exit_code == 137
+
+    def state() -> int:
+        status = server.client.runtime("PodSandboxStatus", m.PodSandboxStatusRequest(pod_sandbox_id=sandbox)).status
+        return int(status.state)
+
+    wait_until(lambda: state() == m.SANDBOX_NOTREADY, "a pod that is not ready")
     server.remove_pod(sandbox)
 
 

@@ -18,7 +18,9 @@ EXECUTOR_DOOR = frozenset({"executor.client", "executor.wire"})
 DOOR_ROOM = "executor's door"
 EVERYTHING = frozenset({"*"})
 
-IN_DOOR_ROOM = frozenset({"executor.client", "executor.value"})
+IN_DOOR_ROOM = frozenset(
+    {"executor.client", "executor.connection", "executor.remote", "executor.requests", "executor.value"}
+)
 """Modules that run in the server and speak to the executor's processes, which never load them."""
 
 ALLOWED: dict[str, frozenset[str]] = {

@@ -15,7 +15,7 @@ import pytest
 
 from crishim.errors import InvalidSpec, NotFound, StartFailed, TimedOut, Unavailable
 from crishim.executor import wire
-from crishim.executor.client import Monitor, PodSpec, read_exit_record
+from crishim.executor.client import ExecSpec, Monitor, PodSpec, read_exit_record
 from tests.support.container import IDLE, Node, Pod, program, read_all, read_line, script, wait_until
 
 ROLES = "tests.support.zygote_role"
@@ -50,6 +50,20 @@ def test_a_killed_monitor_is_told_and_its_containers_die_with_it(own_pod: Pod) -
     wait_until(lambda: not alive(container.pid), "the death and reaping of the container")
     with pytest.raises(Unavailable):
         own_pod.node.run(own_pod.monitor.refresh())
+
+
+def test_a_monitor_that_cannot_write_an_exit_record_tells_of_the_exit_and_lives_on(own_pod: Pod) -> None:
+    (own_pod.directory / "exits").write_text("where the records should go")
+    container = own_pod.start(script("exit 7"))
+    assert container.wait().code == 7
+    assert own_pod.run(program("/bin/echo", "alive")).output == "alive\n"
+
+
+def test_an_exec_into_a_cgroup_that_is_gone_is_refused_with_a_sentence(own_pod: Pod) -> None:
+    container = own_pod.start(program(*IDLE))
+    spec = ExecSpec(container.id, container.pidfd, program("/bin/true"), cgroup_path="/crishim-no-such-cgroup")
+    with pytest.raises(StartFailed, match="crishim-no-such-cgroup"):
+        own_pod.node.run(own_pod.node.executor.exec(spec))
 
 
 def test_a_killed_zygote_is_replaced_and_monitors_live_on(own_node: Node, own_pod: Pod) -> None:

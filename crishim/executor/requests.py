@@ -1,0 +1,94 @@
+"""What the server asks of the executor and is told by it, as values (part of the executor's door)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from crishim.model.exit import ExitRecord
+from crishim.model.process import NamespaceKind, ProcessSpec
+
+_SHM_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PodSpec:
+    """The namespaces that a pod's containers share, and what is set in them.
+
+    network, ipc, uts: whether the pod has its own; netns_path: where the network namespace is pinned; shared_pid: a
+    PID namespace of the pod with a reaping init of ours; sysctls: keys of the pod's own namespaces, validated.
+    """
+
+    network: bool = False
+    netns_path: str | None = None
+    ipc: bool = True
+    uts: bool = True
+    shared_pid: bool = False
+    hostname: str | None = None
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    shm_bytes: int = _SHM_BYTES
+
+    def to_value(self) -> dict[str, object]:
+        """The body of START_MONITOR."""
+        return {
+            "network": self.network,
+            "netns_path": self.netns_path and os.fsencode(self.netns_path),
+            "ipc": self.ipc,
+            "uts": self.uts,
+            "shared_pid": self.shared_pid,
+            "hostname": self.hostname and os.fsencode(self.hostname),
+            "sysctls": {os.fsencode(key): os.fsencode(text) for key, text in self.sysctls.items()},
+            "shm_bytes": self.shm_bytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ExecSpec:
+    """A further process in a running container.
+
+    init_pidfd: of the container's init; namespaces: those that the container does not share with us; cgroup_path: the
+    container's cgroup; leaf: "exec.0", a leaf of it that the caller made, or "" for the container's own cgroup.
+    stdin, stdout, stderr: descriptors, None is the container's /dev/null.
+    """
+
+    container_id: str
+    init_pidfd: int
+    process: ProcessSpec
+    cgroup_path: str
+    leaf: str = ""
+    namespaces: tuple[NamespaceKind, ...] = ()
+    stdin: int | None = None
+    stdout: int | None = None
+    stderr: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StartedContainer:
+    """A container whose init passed execve(2); the caller owns the pidfd."""
+
+    pid: int
+    pidfd: int
+    started_at_ns: int
+    #: seconds of the phases cgroup, mounts, clone, setup
+    phases: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class MonitoredContainer:
+    """A container that an adopted monitor knows; `pidfd` is the caller's, None when it has exited."""
+
+    id: str
+    pid: int
+    pidfd: int | None
+    started_at_ns: int
+    exit: ExitRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExecExit:
+    """How an exec ended: 0..255, or 128 + signal."""
+
+    code: int
+    signal: int | None
+    ended_at_ns: int
