@@ -19,7 +19,6 @@ import atexit
 import os
 import shutil
 import signal as signals
-import socket
 import tempfile
 import threading
 from collections.abc import Coroutine, Mapping
@@ -30,64 +29,17 @@ from typing import Any, TypeVar
 
 from crishim.cgroups import effects
 from crishim.errors import InvalidSpec, NotFound, Unavailable, Unsupported, WrongState
+from crishim.executor import wire
 from crishim.executor.client import ExecProcess, ExecSpec, Executor, Monitor, PodSpec, StartedContainer
 from crishim.model.exit import ExitRecord
-from crishim.model.process import (
-    Capabilities,
-    CgroupSpec,
-    ContainerSpec,
-    DeviceNode,
-    MountSpec,
-    Namespace,
-    NamespaceKind,
-    ProcessSpec,
-    RootFs,
-)
+from crishim.model.process import Capabilities, ContainerSpec, NamespaceKind, ProcessSpec, RootFs
 from crishim.spec.capabilities import DEFAULT as DEFAULT_CAPABILITIES
+from crishim.spec.isolated import isolated_container
+from crishim.spec.process import DEFAULT_PATH
 
 T = TypeVar("T")
 
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _POD_NAMESPACES = (NamespaceKind.NETWORK, NamespaceKind.IPC, NamespaceKind.UTS)
-_MOUNTS = (
-    MountSpec("/proc", "proc", flags=("nosuid", "noexec", "nodev")),
-    MountSpec("/dev", "tmpfs", flags=("nosuid", "strictatime"), options=("mode=755", "size=65536k")),
-    MountSpec(
-        "/dev/pts",
-        "devpts",
-        flags=("nosuid", "noexec"),
-        options=("newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
-    ),
-    MountSpec("/dev/shm", "tmpfs", flags=("nosuid", "noexec", "nodev"), options=("mode=1777", "size=65536k")),
-    MountSpec("/dev/mqueue", "mqueue", flags=("nosuid", "noexec", "nodev")),
-    MountSpec("/sys", "sysfs", flags=("nosuid", "noexec", "nodev", "ro")),
-)
-_DEVICES = tuple(
-    DeviceNode(f"/dev/{name}", "c", major, minor)
-    for name, major, minor in (
-        ("null", 1, 3),
-        ("zero", 1, 5),
-        ("full", 1, 7),
-        ("random", 1, 8),
-        ("urandom", 1, 9),
-        ("tty", 5, 0),
-    )
-)
-_MASKED = (
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-)
-_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
 def cgroup_root(pid: int | None = None) -> str:
@@ -108,23 +60,8 @@ def isolated(
     root: a directory that becomes "/", or a `RootFs`; network: "none" (a loopback of its own) or "host".
     The process comes with `Container.start`.
     """
-    if network not in ("none", "host"):
-        raise InvalidSpec(f"network: {network!r} is neither none nor host")
-    kinds = [NamespaceKind.MOUNT, NamespaceKind.PID, NamespaceKind.IPC, NamespaceKind.UTS, NamespaceKind.CGROUP]
-    if network == "none":
-        kinds.append(NamespaceKind.NETWORK)
-    return ContainerSpec(
-        id=id,
-        process=ProcessSpec(args=("/bin/sh",)),
-        rootfs=root if isinstance(root, RootFs) else RootFs(path=os.path.realpath(root)),
-        cgroup=CgroupSpec(path=f"{cgroup_root()}/{id}"),
-        namespaces=tuple(Namespace(kind) for kind in kinds),
-        mounts=_MOUNTS,
-        device_nodes=_DEVICES,
-        masked_paths=_MASKED,
-        readonly_paths=_READ_ONLY,
-        hostname=hostname or id[:63],
-    )
+    rootfs = root if isinstance(root, RootFs) else RootFs(path=os.path.realpath(root))
+    return isolated_container(id, rootfs, f"{cgroup_root()}/{id}", hostname or id[:63], network)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +159,6 @@ class Container:
         self._monitor: Monitor | None = None
         self._directory: Path | None = None
         self._init: Process | None = None
-        self._execs = 0
 
     def __enter__(self) -> Container:
         return self
@@ -253,18 +189,19 @@ class Container:
         spec = replace(self.spec, process=_with_defaults(process.spec))
         own = {ns.kind for ns in spec.namespaces if ns.path is None}
         engine = _running_engine()
-        directory = Path(tempfile.mkdtemp(prefix=monitor_directories()))
-        monitor = await engine.executor.start_monitor(
-            spec.id,
-            directory,
-            PodSpec(
-                network=NamespaceKind.NETWORK in own,
-                ipc=NamespaceKind.IPC in own,
-                uts=NamespaceKind.UTS in own,
-                hostname=spec.hostname,
-            ),
+        self._directory = Path(tempfile.mkdtemp(prefix=monitor_directories()))
+        pod = PodSpec(
+            network=NamespaceKind.NETWORK in own,
+            ipc=NamespaceKind.IPC in own,
+            uts=NamespaceKind.UTS in own,
+            hostname=spec.hostname,
         )
-        self._monitor, self._directory = monitor, directory
+        try:
+            monitor = await engine.executor.start_monitor(spec.id, self._directory, pod)
+        except BaseException:
+            await self._end_monitor()
+            raise
+        self._monitor = monitor
         ended: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
 
         def exited(record: ExitRecord) -> None:
@@ -376,16 +313,11 @@ async def _send_handles(process: ProcessSpec, started: ExecProcess) -> None:
     if process.terminal and process.console_socket is not None:
         master = await started.console()
         try:
-            _send_descriptor(process.console_socket, b"console", master)
+            wire.hand_over(process.console_socket, master, b"console")
         finally:
             os.close(master)
     if process.pidfd_socket is not None:
-        _send_descriptor(process.pidfd_socket, b"setns", started.pidfd)
-
-
-def _send_descriptor(to: int, payload: bytes, fd: int) -> None:
-    with socket.socket(fileno=os.dup(to)) as peer:
-        socket.send_fds(peer, [payload], [fd])
+        wire.hand_over(process.pidfd_socket, started.pidfd, b"setns")
 
 
 async def _exec_status(started: ExecProcess) -> ExitStatus:

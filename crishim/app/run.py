@@ -26,6 +26,7 @@ from crishim.model.resources import Resources
 from crishim.process import Container, Engine, Process, isolated
 from crishim.runtime.users import read_users
 from crishim.spec.capabilities import DEFAULT as DEFAULT_CAPABILITIES
+from crishim.spec.process import DEFAULT_PATH
 from crishim.spec.seccomp import runtime_default
 
 _FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -118,7 +119,7 @@ def _arguments(request: RunRequest, config: ImageConfig) -> tuple[str, ...]:
 
 
 def _environment(request: RunRequest, config: ImageConfig, home: str) -> tuple[str, ...]:
-    merged = {"PATH": process.DEFAULT_PATH, "HOME": home}
+    merged = {"PATH": DEFAULT_PATH, "HOME": home}
     if request.terminal:
         merged["TERM"] = os.environ.get("TERM", "xterm")
     for entry in (*config.env, *request.env):

@@ -7,7 +7,6 @@ logs. The answer to the monitor is one message, with the init's pidfd first.
 
 from __future__ import annotations
 
-import array
 import fcntl
 import os
 import time
@@ -93,7 +92,7 @@ def _start(monitor: Monitor, container: dict[str, object], given: list[int], sta
     _await_report(started, steps, report, opened.by_role)
     times.append(time.monotonic_ns())
     if b"pidfd" in opened.by_role:
-        _send_descriptor(opened.by_role[b"pidfd"], started.pidfd, b"standard")
+        wire.hand_over(opened.by_role[b"pidfd"], started.pidfd, b"standard")
     names = ("cgroup", "mounts", "clone", "setup")
     started.phases_ns = {name: after - before for name, before, after in zip(names, times, times[1:])}
 
@@ -194,18 +193,9 @@ def _await_report(started: Started, steps: list[plan.Step], report: socket, role
             raise StepFailed(plan.describe(steps[index], code, data[child.REPORT.size :]))
 
 
-def _send_descriptor(sock: int, fd: int, text: bytes) -> None:
-    """Hand a descriptor to a caller's socket, as libcontainer's console and pidfd sockets get theirs."""
-    peer = socket(fileno=os.dup(sock))
-    try:
-        peer.sendmsg([text], [(SOL_SOCKET, SCM_RIGHTS, array.array("i", [fd]))])
-    finally:
-        peer.close()
-
-
 def _take_console(started: Started, master: int, roles: dict[bytes, int]) -> None:
     if b"console" in roles:
-        _send_descriptor(roles[b"console"], master, b"console")
+        wire.hand_over(roles[b"console"], master, b"console")
         os.close(master)
         return
     os.set_blocking(master, False)

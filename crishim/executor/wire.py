@@ -278,3 +278,12 @@ def _read_body(fd: int) -> bytes:
 def pair() -> tuple[socket, socket]:
     """Two connected sockets of the kind that messages travel on, close-on-exec."""
     return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+
+
+def hand_over(sock: int, fd: int, text: bytes) -> None:
+    """Send a descriptor to a caller's connected socket, as libcontainer's console and pidfd sockets get theirs."""
+    peer = socket(fileno=os.dup(sock))
+    try:
+        peer.sendmsg([text], [(SOL_SOCKET, SCM_RIGHTS, array.array("i", [fd]))])
+    finally:
+        peer.close()

@@ -23,7 +23,10 @@ def container_mounts(config: ContainerConfig, ipc: NamespaceMode, files: PodFile
     targets = {mount.target for mount in asked}
     defaults = [
         mount
-        for mount in (*_defaults(config.security.privileged, ipc), *_pod_files(files, config.security.readonly_rootfs))
+        for mount in (
+            *default_mounts(config.security.privileged, ipc),
+            *_pod_files(files, config.security.readonly_rootfs),
+        )
         if mount.target not in targets and not ("/dev" in targets and mount.target.startswith("/dev/"))
     ]
     return tuple(sorted([*defaults, *asked], key=lambda mount: mount.target.count("/")))
@@ -38,7 +41,8 @@ def check_paths(field: str, paths: Iterable[str]) -> tuple[str, ...]:
     return checked
 
 
-def _defaults(privileged: bool, ipc: NamespaceMode) -> tuple[MountSpec, ...]:
+def default_mounts(privileged: bool, ipc: NamespaceMode) -> tuple[MountSpec, ...]:
+    """What every container has below "/"; parents first. With an IPC namespace of the pod /dev/shm is the pod's."""
     mode = () if privileged else ("ro",)
     if ipc is NamespaceMode.NODE:
         shm = MountSpec("/dev/shm", "bind", "/dev/shm", _SAFE)
