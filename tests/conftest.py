@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 
 import pytest
 
 from tests.support.leftovers import MARK, Machine, new_since
 from tests.support.skips import unexpected_skips
+
+# Tests that fork do so in a process where others have loaded grpc, whose fork handlers abort the child now and then.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 IN_CI = os.environ.get("CRISHIM_CI") == "1"
 
@@ -17,6 +21,8 @@ _leftovers = pytest.StashKey[list[str]]()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
+    # a run that is ended by its time limit tears its fixtures down, as one ended by Ctrl-C does
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("ended by SIGTERM", returncode=143))
     # processes inherit the mark, so one that daemonised is still known as ours
     os.environ[MARK] = uuid.uuid4().hex
     session.config.stash[_before] = Machine.observe()
