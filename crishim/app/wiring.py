@@ -159,8 +159,7 @@ class Server:
             self._listing.upsert_sandbox(sandbox)
         for container in self._store.list_containers():
             self._listing.upsert_container(container)
-        for image in self._images.list():
-            self._listing.upsert_image(image)
+        self._listing.upsert_images(self._images.list())
         self._store.subscribe(self._changed)
         self._store.subscribe(self._events.changed)  # after the listing, so that a list shows what an event told
 
@@ -182,8 +181,7 @@ class Server:
 
     def _image_added(self, image: Image) -> None:
         """A tag may have moved from another image, so all entries are made anew."""
-        for each in self._images.list():
-            self._listing.upsert_image(each)
+        self._listing.upsert_images(self._images.list())
 
     async def _serve_metrics(self) -> None:
         address = self._config.server.metrics

@@ -7,6 +7,7 @@ its length and the message.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -19,6 +20,8 @@ from crishim.model.container import Container, ContainerState
 from crishim.model.image import Image
 from crishim.model.sandbox import Sandbox, SandboxState
 from crishim.model.stats import ContainerSample, SandboxSample
+
+logger = logging.getLogger(__name__)
 
 #: the kubelet finds everything of a pod by this label, every second
 POD_UID: Final = "io.kubernetes.pod.uid"
@@ -147,6 +150,15 @@ class Listing:
     def upsert_image(self, value: Image) -> None:
         """An image is new or has changed."""
         self._images[value.id] = entry(image.to_proto(value))
+
+    def upsert_images(self, values: Iterable[Image]) -> None:
+        """All of them, but for one that has no form in CRI: the log tells of it, and the others are listed."""
+        for value in values:
+            try:
+                self.upsert_image(value)
+            except Exception:
+                logger.exception("image %s cannot be listed", value.id)
+                self._images.pop(value.id, None)  # what it was before is no longer true
 
     def remove_image(self, image_id: str) -> None:
         """Nothing to do when it is unknown."""

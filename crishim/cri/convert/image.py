@@ -40,7 +40,8 @@ def to_proto(image: Image) -> pb.Image:
         pinned=image.pinned,
     )
     user = image.config.user.partition(":")[0]
-    if user.isascii() and user.isdigit() and int(user) <= checks.MAX_ID:
+    # no id has more digits, and int() refuses texts of thousands
+    if user.isascii() and user.isdigit() and len(user) <= 10 and int(user) <= checks.MAX_ID:
         message.uid.value = int(user)  # the kubelet's runAsNonRoot looks at the one of the two that is set
     else:
         message.username = to_wire(user)

@@ -293,7 +293,14 @@ def test_empty_credentials_are_none() -> None:
 
 @pytest.mark.parametrize(
     ("user", "uid", "username"),
-    [("", None, ""), ("1000:2000", 1000, ""), ("0", 0, ""), ("web:web", None, "web"), ("-1", None, "-1")],
+    [
+        ("", None, ""),
+        ("1000:2000", 1000, ""),
+        ("0", 0, ""),
+        ("web:web", None, "web"),
+        ("-1", None, "-1"),
+        ("9" * 5000, None, "9" * 5000),
+    ],
 )
 def test_user_of_an_image_is_a_number_or_a_name(user: str, uid: int | None, username: str) -> None:
     message = images.to_proto(image(user=user))

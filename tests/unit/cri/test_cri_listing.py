@@ -126,6 +126,15 @@ def test_images_by_id() -> None:
     assert listing.image_entries("sha256:other") == []
 
 
+def test_an_image_that_has_no_form_in_cri_is_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    listing = Listing()
+    listing.upsert_image(image("sha256:strange"))
+    listing.upsert_images([replace(image("sha256:strange"), size_bytes=-1), image()])
+    listed = pb.ListImagesResponse.FromString(b"".join(listing.image_entries())).images
+    assert [i.id for i in listed] == [image().id]
+    assert "image sha256:strange cannot be listed" in caplog.text
+
+
 def test_stats_are_of_running_containers_that_match() -> None:
     listing = _listing()
     assert listing.running(pb.ContainerStatsFilter()) == ["c1", "c2"]
