@@ -11,10 +11,12 @@ import asyncio
 import errno
 import ipaddress
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -91,7 +93,7 @@ class BridgeNetwork:
         ports = validated_ports(attachment.sandbox)
         # at the deadline the thread goes on, and a later detach waits its turn behind it
         async with deadline(deadline_s, f"the network of sandbox {attachment.sandbox_id} was not set up"):
-            return await self._run(lambda: self._attach(attachment, ports))
+            return await asyncio.wrap_future(self._submit_attach(attachment, ports))
 
     async def detach(self, sandbox_id: str, netns_path: str | None, *, deadline_s: float) -> None:
         async with deadline(deadline_s, f"the network of sandbox {sandbox_id} was not removed"):
@@ -119,6 +121,25 @@ class BridgeNetwork:
     async def teardown(self) -> None:
         """Removes the instance from the kernel, for the end of a node or of a test. The pool's file stays."""
         await self._run(self._kernel.teardown)
+
+    def _submit_attach(self, attachment: Attachment, ports: tuple[PortMapping, ...]) -> Future[NetworkResult]:
+        """With descriptors of its own: the caller closes its own at the deadline, and the numbers get a new meaning."""
+        copies = ExitStack()
+        try:
+            netns_fd = _duplicate(attachment.netns_fd, copies)
+            netlink_fd = _duplicate(attachment.pod_netlink_fd, copies)
+            own = replace(attachment, netns_fd=netns_fd, pod_netlink_fd=netlink_fd)
+            future = self._thread.submit(self._attach, own, ports)
+        except OSError as error:
+            copies.close()
+            what = f"the network of sandbox {attachment.sandbox_id} cannot be set up: {error.strerror}"
+            raise Unavailable(what) from error
+        except BaseException:
+            copies.close()
+            raise
+        # also called when it is cancelled before its turn
+        future.add_done_callback(lambda _: copies.close())
+        return future
 
     # -- in the thread
 
@@ -262,6 +283,12 @@ class BridgeNetwork:
 
     async def _run(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+
+def _duplicate(descriptor: int, owner: ExitStack) -> int:
+    copy = os.dup(descriptor)
+    owner.callback(os.close, copy)
+    return copy
 
 
 def parse_subnets(texts: Sequence[str], field: str) -> tuple[Subnet, ...]:

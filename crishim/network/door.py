@@ -14,7 +14,10 @@ POD_INTERFACE = "eth0"
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """One sandbox and its network namespace, as the network needs them. Descriptors stay the caller's."""
+    """One sandbox and its network namespace, as the network needs them. Descriptors stay the caller's.
+
+    It may close them when `attach` returns or fails, also at the deadline.
+    """
 
     sandbox_id: str
     sandbox: SandboxConfig

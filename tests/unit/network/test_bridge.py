@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -55,7 +57,8 @@ def _network(tmp_path: Path, kernel: FakeKernel) -> BridgeNetwork:
 
 
 def _attachment(sandbox_id: str, sandbox: SandboxConfig = SANDBOX) -> Attachment:
-    return Attachment(sandbox_id, sandbox, "/run/netns/x", 3, 4)
+    # any descriptors that are open will do: the fake does not use them
+    return Attachment(sandbox_id, sandbox, "/run/netns/x", 1, 2)
 
 
 def test_an_attach_answers_address_gateway_and_mac(tmp_path: Path) -> None:
@@ -198,6 +201,57 @@ def test_a_deadline_is_told_as_such(tmp_path: Path) -> None:
         await network.open()
         with pytest.raises(TimedOut, match="network of sandbox a was not set up within 0 s"):
             await network.attach(_attachment("a"), deadline_s=0)
+        await network.close()
+
+    asyncio.run(scenario())
+
+
+@dataclass
+class SlowKernel(FakeKernel):
+    """Its `connect` says when it has begun, waits, and remembers which files the descriptors are."""
+
+    begun: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
+    files: list[tuple[int, int]] = field(default_factory=list)
+
+    def connect(self, reservation: Reservation, netns_fd: int, pod_netlink_fd: int) -> str:
+        self.begun.set()
+        assert self.go_on.wait(30)
+        self.files = [(os.fstat(each).st_dev, os.fstat(each).st_ino) for each in (netns_fd, pod_netlink_fd)]
+        return super().connect(reservation, netns_fd, pod_netlink_fd)
+
+
+def _open_descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def test_an_attach_that_goes_on_after_its_deadline_never_uses_a_number_that_means_another_file(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        kernel = SlowKernel()
+        network = _network(tmp_path, kernel)
+        await network.open()
+        before = _open_descriptors()
+        files = [os.memfd_create(name) for name in ("netns", "netlink")]
+        wanted = [(os.fstat(each).st_dev, os.fstat(each).st_ino) for each in files]
+        late = asyncio.ensure_future(
+            network.attach(Attachment("a", SANDBOX, "/run/netns/x", files[0], files[1]), deadline_s=60)
+        )
+        await asyncio.to_thread(kernel.begun.wait, 30)
+        late.cancel()
+        # one that is cancelled before the thread takes it
+        with pytest.raises(TimedOut):
+            await network.attach(_attachment("b"), deadline_s=0.01)
+        for each in files:
+            os.close(each)
+        others = [os.memfd_create("of another pod") for _ in files]
+        assert set(others) == set(files)
+        kernel.go_on.set()
+        await network.detach("a", None, deadline_s=30)
+        assert kernel.files == wanted
+        assert kernel.calls[-2:] == ["connect a", "disconnect a"]
+        for each in others:
+            os.close(each)
+        assert _open_descriptors() == before
         await network.close()
 
     asyncio.run(scenario())
