@@ -118,10 +118,6 @@ class LayerStore:
             async with self._slots:
                 await self._unpack(chain_id, diff_id, blob)
 
-    def holds(self, chain_id: str) -> bool:
-        """Whether the layer is unpacked."""
-        return chain_id in self._layers
-
     def free_unused(self, older_than_ns: int = 0) -> None:
         """Remove the layers that no image, no container and no running pull uses. Blocking."""
         with self._lock:
@@ -141,21 +137,25 @@ class LayerStore:
         number = self._next
         self._next += 1
         made = self._directory / f"new-{number}"
+        try:
+            reply = await self._fill(made, blob)
+            _check_reply(reply, diff_id)
+        except BaseException:
+            self._stale.add(made)
+            await asyncio.to_thread(_remove_quietly, made)
+            raise
+        layer = Layer(chain_id, number, reply["bytes"], reply["inodes"], reply["root_opaque"], reply["root_given"])
+        await _finished(asyncio.get_running_loop().run_in_executor(None, self._commit, made, layer))
+
+    async def _fill(self, made: Path, blob: Path) -> dict[str, Any]:
+        """Make the directory and have the blob unpacked into it; the role's reply."""
         made.mkdir(mode=0o755)
         blob_fd = directory_fd = -1
         try:
             blob_fd = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
             directory_fd = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             os.fchmod(directory_fd, 0o755)
-            reply = await self._unpacker.unpack(self._request(), [blob_fd, directory_fd])
-            _check_reply(reply, diff_id)
-            await asyncio.to_thread(syncfs, directory_fd)
-            layer = Layer(chain_id, number, reply["bytes"], reply["inodes"], reply["root_opaque"], reply["root_given"])
-            await asyncio.to_thread(self._commit, made, layer)
-        except BaseException:
-            self._stale.add(made)
-            await asyncio.to_thread(_remove_quietly, made)
-            raise
+            return await self._unpacker.unpack(self._request(), [blob_fd, directory_fd])
         finally:
             for descriptor in (blob_fd, directory_fd):
                 if descriptor >= 0:
@@ -170,15 +170,21 @@ class LayerStore:
         }
 
     def _commit(self, made: Path, layer: Layer) -> None:
-        made.rename(self._directory / str(layer.directory))
-        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        """Write the directory to the disk, name it and record it; it is removed when that fails."""
+        place = self._directory / str(layer.directory)
         try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-        with self._lock:
-            self._table.put_layer(layer)
-            self._layers[layer.chain_id] = layer
+            _sync(made, syncfs)
+            made.rename(place)
+            _sync(self._directory, os.fsync)
+            with self._lock:
+                self._table.put_layer(layer)
+                self._layers[layer.chain_id] = layer
+        except BaseException:
+            with self._lock:
+                self._stale |= {made, place}
+            for path in (made, place):
+                _remove_quietly(path)
+            raise
 
     def _layer(self, chain_id: str) -> Layer:
         layer = self._layers.get(chain_id)
@@ -199,6 +205,29 @@ class LayerStore:
         known = {str(layer.directory) for layer in self._layers.values()}
         self._stale = {path for path in self._directory.iterdir() if path.name not in known}
         self.free_unused(older_than_ns=_UNUSED_LIFE_NS)
+
+
+async def _finished(step: asyncio.Future[None]) -> None:
+    """Wait for a step that is done whole or not at all; a cancellation counts when it has ended."""
+    cancelled: asyncio.CancelledError | None = None
+    while not step.done():
+        try:
+            await asyncio.wait([step])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    failure = step.exception()
+    if cancelled is not None:
+        raise cancelled
+    if failure is not None:
+        raise failure
+
+
+def _sync(directory: Path, write: Callable[[int], None]) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        write(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_reply(reply: dict[str, Any], diff_id: str) -> None:
