@@ -12,12 +12,13 @@ import ipaddress
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crishim.errors import AlreadyExists, Exhausted, Unavailable, Unsupported
 from crishim.model.sandbox import PortMapping
 from crishim.network.rtnetlink import Address, Interface, interface_of
+from crishim.network.rules import is_conflict
 
 Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -145,14 +146,17 @@ class AddressPool:
         return self._database.execute("SELECT 1 FROM address WHERE ip = ?", (ip,)).fetchone() is None
 
     def _take_port(self, sandbox_id: str, port: PortMapping) -> None:
-        key = (port.protocol, port.host_ip, port.host_port)
-        owner = self._database.execute(
-            "SELECT sandbox_id FROM port WHERE protocol = ? AND host_ip = ? AND host_port = ?", key
-        ).fetchone()
-        if owner:
-            where = f"{port.host_ip or 'every address'}, {port.protocol}"
-            raise AlreadyExists(f"host port {port.host_port} ({where}) is taken by sandbox {owner[0]}")
-        self._database.execute("INSERT INTO port VALUES (?, ?, ?, ?, ?)", (*key, port.container_port, sandbox_id))
+        # one pod may have a port on every address and another one on a single address: `rules.py` asks that first
+        rows = self._database.execute(
+            "SELECT sandbox_id, host_ip FROM port WHERE protocol = ? AND host_port = ? AND sandbox_id != ?",
+            (port.protocol, port.host_port, sandbox_id),
+        ).fetchall()
+        for owner, host_ip in rows:
+            if is_conflict(port, replace(port, host_ip=host_ip)):
+                where = f"{host_ip or 'every address'}, {port.protocol}"
+                raise AlreadyExists(f"host port {port.host_port} ({where}) is taken by sandbox {owner}")
+        row = (port.protocol, port.host_ip, port.host_port, port.container_port, sandbox_id)
+        self._database.execute("INSERT INTO port VALUES (?, ?, ?, ?, ?)", row)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

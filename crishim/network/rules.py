@@ -32,6 +32,7 @@ _PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 _ICMPV6, _ROUTER_ADVERTISEMENT = 58, 134
 _FAMILIES = {4: nft.FAMILY_IPV4, 6: nft.FAMILY_IPV6}
 _ADDRESS_TYPES = {4: nft.IPV4_ADDR, 6: nft.IPV6_ADDR}
+_UNSPECIFIED: tuple[Address, ...] = (ipaddress.IPv4Address(0), ipaddress.IPv6Address(0))
 #: offsets of saddr and daddr in the IP header
 _SADDR, _DADDR = {4: 12, 6: 8}, {4: 16, 6: 24}
 
@@ -185,6 +186,23 @@ class RuleSet:
 def host_address(port: PortMapping) -> Address | None:
     """The address of a host port, None when it is on every address of both families."""
     return ipaddress.ip_address(port.host_ip) if port.host_ip else None
+
+
+def claimed_addresses(port: PortMapping) -> tuple[Address, ...]:
+    """Where it listens, as two ports can be compared: one address, a family's unspecified one, or both of these."""
+    address = host_address(port)
+    return _UNSPECIFIED if address is None else (address,)
+
+
+def is_conflict(one: PortMapping, other: PortMapping) -> bool:
+    """Whether a packet could be meant for both, as bind(2) would see it: every address includes each single one."""
+    if (one.protocol, one.host_port) != (other.protocol, other.host_port):
+        return False
+    return any(
+        mine == theirs or (mine.version == theirs.version and (mine.is_unspecified or theirs.is_unspecified))
+        for mine in claimed_addresses(one)
+        for theirs in claimed_addresses(other)
+    )
 
 
 def is_known_protocol(protocol: str) -> bool:

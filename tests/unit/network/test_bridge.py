@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from crishim.errors import InvalidSpec, TimedOut, Unavailable
+from crishim.errors import AlreadyExists, InvalidSpec, TimedOut, Unavailable
 from crishim.model.sandbox import PortMapping, SandboxConfig
 from crishim.network.bridge import BridgeNetwork, parse_subnets, validated_ports
 from crishim.network.bridge_kernel import BridgeKernel, BridgeNames, NotReady, mac_of, port_name
@@ -286,6 +286,41 @@ def test_a_bad_port_mapping_is_refused_with_its_value(port: PortMapping, message
 def test_mappings_without_host_port_and_repetitions_are_left_out() -> None:
     port = PortMapping("tcp", 80, 8080)
     assert validated_ports(replace(SANDBOX, port_mappings=(PortMapping("tcp", 80, 0), port, port))) == (port,)
+
+
+def _ports(*addresses: str) -> list[str]:
+    mappings = tuple(PortMapping("tcp", 80, 8080, each) for each in addresses)
+    return [each.host_ip for each in validated_ports(replace(SANDBOX, port_mappings=mappings))]
+
+
+def test_a_host_address_has_one_spelling_and_one_that_is_included_is_left_out() -> None:
+    assert _ports("0:0:0:0:0:0:0:1", "FE80::1%eth0", "::1") == ["::1", "fe80::1"]
+    assert _ports("", "0.0.0.0", "::") == [""]
+    assert _ports("0.0.0.0", "0:0::0", "") == [""]
+    assert _ports("0.0.0.0", "::", "127.0.0.1") == ["0.0.0.0", "::", "127.0.0.1"]
+
+
+def test_one_host_port_for_two_container_ports_is_refused() -> None:
+    mappings = (PortMapping("tcp", 80, 8080), PortMapping("tcp", 81, 8080, "0.0.0.0"))
+    with pytest.raises(InvalidSpec, match=r"host_port 8080 \(0.0.0.0, tcp\) has two container ports"):
+        validated_ports(replace(SANDBOX, port_mappings=mappings))
+
+
+def test_the_wildcard_of_a_second_pod_in_another_spelling_is_refused_and_the_first_can_leave(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        network = _network(tmp_path, FakeKernel())
+        await network.open()
+        first, second = (
+            replace(SANDBOX, port_mappings=(PortMapping("tcp", 80, 8080, address),)) for address in ("", "0.0.0.0")
+        )
+        await network.attach(_attachment("a", first), deadline_s=5)
+        with pytest.raises(AlreadyExists, match="is taken by sandbox a"):
+            await network.attach(_attachment("b", second), deadline_s=5)
+        await network.detach("a", None, deadline_s=5)
+        await network.attach(_attachment("b", second), deadline_s=5)
+        await network.close()
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(

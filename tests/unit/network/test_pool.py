@@ -68,7 +68,36 @@ def test_a_taken_host_port_names_its_owner_and_reserves_nothing(pool: AddressPoo
     with pytest.raises(AlreadyExists, match=r"host port 8080 \(every address, tcp\) is taken by sandbox a"):
         pool.reserve("b", (FOUR,), (PortMapping("tcp", 81, 8080),))
     assert pool.find("b") is None
-    assert pool.reserve("c", (FOUR,), (PortMapping("udp", 81, 8080), PortMapping("tcp", 81, 8080, "127.0.0.1")))
+    assert pool.reserve("c", (FOUR,), (PortMapping("udp", 81, 8080), PortMapping("tcp", 81, 8081, "127.0.0.1")))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("", "0.0.0.0"),
+        ("0.0.0.0", ""),
+        ("", "::"),
+        ("::", ""),
+        ("", "127.0.0.1"),
+        ("127.0.0.1", "0.0.0.0"),
+        ("::1", "::"),
+        ("::1", "0:0:0:0:0:0:0:1"),
+    ],
+)
+def test_a_host_port_is_taken_for_every_spelling_and_for_each_address_of_a_family(
+    pool: AddressPool, first: str, second: str
+) -> None:
+    pool.reserve("a", (FOUR, SIX), (PortMapping("tcp", 80, 8080, first),))
+    with pytest.raises(AlreadyExists, match="is taken by sandbox a"):
+        pool.reserve("b", (FOUR, SIX), (PortMapping("tcp", 80, 8080, second),))
+    pool.release("a")
+    assert pool.reserve("b", (FOUR, SIX), (PortMapping("tcp", 80, 8080, second),)).ports
+
+
+@pytest.mark.parametrize(("first", "second"), [("0.0.0.0", "::"), ("127.0.0.1", "::"), ("127.0.0.1", "127.0.0.2")])
+def test_a_host_port_on_other_addresses_is_free(pool: AddressPool, first: str, second: str) -> None:
+    pool.reserve("a", (FOUR, SIX), (PortMapping("tcp", 80, 8080, first),))
+    assert pool.reserve("b", (FOUR, SIX), (PortMapping("tcp", 80, 8080, second),)).ports
 
 
 def test_release_frees_addresses_and_ports_and_may_be_repeated(pool: AddressPool) -> None:
