@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ROLES = {
     "unpack": "crishim.images.roles:unpack",
     "count_layers": "crishim.images.counting:count_layers",
-    "read_users": "crishim.images.image_users:read_image_users",
+    "read_users": "crishim.images.roles:read_users",
     "remove_pin": "crishim.executor.pins:remove_pin",
     "sources": "crishim.executor.sources:look_at_sources",
 }

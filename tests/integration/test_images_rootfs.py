@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from crishim.app.serve import ROLES
 from crishim.errors import InvalidSpec, NotFound
 from crishim.images.demo import build_demo_image
 from crishim.images.store import ImageStore
@@ -267,6 +269,22 @@ def test_users_of_a_single_layer_are_read_from_its_directory(store: ImageStore, 
     image = load(store, tmp_path, archive([directory("etc"), ("etc/passwd", b"a:x:1:1::/:\n"), ("etc/.wh.group", b"")]))
     request = {"lowers": [os.fsencode(path) for path in store.layer_paths(image)]}
     assert asyncio.run(run_role("read_users", request, [])) == {"passwd": b"a:x:1:1::/:\n", "group": b""}
+
+
+def test_the_role_that_the_server_runs_reads_layers_at_long_paths_and_no_device(tmp_path: Path) -> None:
+    """A value of fsconfig(2) holds 255 bytes, and the root directory of a node may lie deep."""
+    module, function = ROLES["read_users"].split(":")
+    role = getattr(importlib.import_module(module), function)
+    layers = tmp_path / ("deep" * 40) / ("deep" * 40)
+    for number in ("1", "2"):
+        (layers / number / "etc").mkdir(parents=True)
+    (layers / "1/etc/passwd").write_bytes(b"a:x:1:1::/:\n")
+    os.mknod(layers / "2/etc/group", stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    request = {"lowers": [os.fsencode(layers / number) for number in ("1", "2")]}
+    reply = asyncio.run(run_role(role.__name__, request, []))
+    assert reply["passwd"] == b"a:x:1:1::/:\n"
+    assert "not a regular file" in reply["group_error"]
+    assert module == "crishim.images.roles"
 
 
 def test_an_empty_root_has_no_users(tmp_path: Path) -> None:
