@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import time
 
+from crishim.images.trees import DIRECTORY, enter
+
 _CHECK_EVERY = 512
 
 
@@ -28,17 +30,66 @@ def count_layers(request: dict[str, object], descriptors: list[int]) -> dict[str
 
 
 def _count(top: bytes, max_entries: int, deadline: float) -> list[int] | None:
-    used = inodes = 0
     try:
-        for _, directories, files, fd in os.fwalk(top, follow_symlinks=False):
-            for name in (*directories, *files):
-                try:
-                    used += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
-                except OSError:
-                    continue  # it went away, or the disk cannot read it: the rest still counts
-                inodes += 1
-                if inodes >= max_entries or (inodes % _CHECK_EVERY == 0 and time.monotonic() > deadline):
-                    return [used, inodes]
+        current = os.open(top, DIRECTORY)
     except OSError:
         return None
-    return [used, inodes]
+    count = _Count(max_entries, deadline)
+    try:
+        device = os.fstat(current).st_dev
+        #: for each directory above: its inode and its other directories still to be counted
+        way: list[tuple[int, list[str]]] = []
+        pending = count.add(current)
+        while not count.over and (pending or way):
+            inode = os.fstat(current).st_ino
+            if pending:
+                name = pending.pop()
+                try:
+                    current = enter(current, name, device, None)
+                except OSError:
+                    continue  # it went away, or something is mounted on it
+                way.append((inode, pending))
+                pending = count.add(current)
+            else:
+                inode, pending = way.pop()
+                current = enter(current, "..", device, inode)
+    except OSError:
+        pass  # moved while we were in it: what was counted so far is told
+    finally:
+        os.close(current)
+    return [count.used, count.inodes]
+
+
+class _Count:
+    """What was counted, and whether a bound was met."""
+
+    def __init__(self, max_entries: int, deadline: float) -> None:
+        self.used = 0
+        self.inodes = 0
+        self.over = False
+        self._max_entries = max_entries
+        self._deadline = deadline
+
+    def add(self, directory: int) -> list[str]:
+        """Count the entries of a directory, and return the names of its directories."""
+        directories: list[str] = []
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    self._add_entry(directory, entry, directories)
+                    if self.over:
+                        break
+        except OSError:
+            pass  # the disk cannot read it: the rest still counts
+        return directories
+
+    def _add_entry(self, directory: int, entry: os.DirEntry[str], directories: list[str]) -> None:
+        try:
+            self.used += os.stat(entry.name, dir_fd=directory, follow_symlinks=False).st_blocks * 512
+            if entry.is_dir(follow_symlinks=False):
+                directories.append(entry.name)
+        except OSError:
+            return  # it went away
+        self.inodes += 1
+        late = self.inodes % _CHECK_EVERY == 0 and time.monotonic() > self._deadline
+        self.over = late or self.inodes >= self._max_entries

@@ -1,11 +1,12 @@
-"""Directory trees that hostile processes made, removed: of any depth, without following symlinks or crossing mounts."""
+"""Directory trees that hostile processes made: of any depth, walked without following symlinks or crossing mounts."""
 
 from __future__ import annotations
 
 import errno
 import os
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: flags that open a directory itself, never what a link in its place names
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def remove_tree(path: str | os.PathLike[str]) -> None:
@@ -15,7 +16,7 @@ def remove_tree(path: str | os.PathLike[str]) -> None:
     a mount is never ours to delete.
     """
     try:
-        current = os.open(path, _DIRECTORY)
+        current = os.open(path, DIRECTORY)
     except FileNotFoundError:
         return
     except NotADirectoryError:
@@ -36,12 +37,12 @@ def _empty(current: int) -> None:
             if pending:
                 name = pending.pop()
                 inode = os.fstat(current).st_ino
-                current = _move(current, name, device, None)
+                current = enter(current, name, device, None)
                 way.append((inode, name, pending))
                 pending = _remove_files(current)
             elif way:
                 inode, name, pending = way.pop()
-                current = _move(current, "..", device, inode)
+                current = enter(current, "..", device, inode)
                 os.rmdir(name, dir_fd=current)
             else:
                 return
@@ -67,9 +68,13 @@ def _remove_files(directory: int) -> list[str]:
     return filled
 
 
-def _move(current: int, name: str, device: int, inode: int | None) -> int:
-    """Open the child or parent `name` of `current`, and close that; checked to be the one that was meant."""
-    opened = os.open(name, _DIRECTORY, dir_fd=current)
+def enter(current: int, name: str, device: int, inode: int | None) -> int:
+    """Open the child or parent `name` of `current`, and close that; checked to be the one that was meant.
+
+    device is that of the tree, `inode` what the parent had. OSError when it is not there or another (EXDEV); `current`
+    stays open then.
+    """
+    opened = os.open(name, DIRECTORY, dir_fd=current)
     found = os.fstat(opened)
     if found.st_dev != device or inode not in (None, found.st_ino):
         os.close(opened)
