@@ -335,6 +335,13 @@ def _check(entry: Entry) -> None:
             raise InvalidSpec(f"the layer gives {entry.name[:256]!r} the {what} {number}")
     if entry.kind in (HARDLINK, SYMLINK) and not entry.link:
         raise InvalidSpec(f"the layer has a link {entry.name[:256]!r} without a target")
+    if entry.kind in (HARDLINK, SYMLINK) and b"\0" in entry.link:
+        raise InvalidSpec(f"the layer links {entry.name[:256]!r} to {entry.link[:256]!r}, which holds a zero byte")
+    for key, _ in entry.xattrs:
+        if b"\0" in key:
+            raise InvalidSpec(
+                f"the layer gives {entry.name[:256]!r} the attribute {key[:256]!r}, which holds a zero byte"
+            )
     if not (0 <= entry.major < 1 << 12 and 0 <= entry.minor < 1 << 20):
         raise InvalidSpec(f"the layer has a device {entry.name[:256]!r} numbered {entry.major}:{entry.minor}")
 
