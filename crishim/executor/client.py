@@ -88,7 +88,6 @@ class Executor:
 
     async def open(self) -> None:
         """Attach to the running loop and wait until the zygote is ready."""
-        assert self._socket is not None
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def event(message: wire.Message) -> None:
@@ -103,7 +102,7 @@ class Executor:
             else:
                 self._lost()
 
-        self._connection = Connection(self._socket, event, lost)
+        self._connect(event, lost)
         await ready
 
     def _event(self, message: wire.Message) -> None:
@@ -114,6 +113,10 @@ class Executor:
         waiting = self._execs.pop(int(body["seq"]), None)  # type: ignore[call-overload]
         if waiting is not None and not waiting.done():
             waiting.set_result(ExecExit(body["code"], body["signal"], body["ended_at_ns"]))  # type: ignore[arg-type]
+
+    def _connect(self, on_event: Callable[[wire.Message], None], on_lost: Callable[[], None]) -> None:
+        assert self._socket is not None
+        self._connection = Connection(self._socket, on_event, on_lost)
 
     def _lost(self) -> None:
         reap_later(self._pid)
@@ -146,15 +149,12 @@ class Executor:
             self._early_deaths += 2
             self._respawn_later()
             return
-        assert self._socket is not None
-        self._connection = Connection(self._socket, self._event, self._lost)
+        self._connect(self._event, self._lost)
 
-    async def _request(
-        self, kind: int, sandbox_id: bytes, body: dict[str, object], fds: Sequence[int], seq: int = 0
-    ) -> wire.Message:
+    async def _request(self, kind: int, sandbox_id: bytes, body: dict[str, object], fds: Sequence[int]) -> wire.Message:
         if self._connection is None:
             raise Unavailable("the executor is not open")
-        return await self._connection.request(kind, sandbox_id, body, fds, seq)
+        return await self._connection.request(kind, sandbox_id, body, fds)
 
     async def start_monitor(self, sandbox_id: str, directory: Path, pod: PodSpec) -> Monitor:
         """Fork the monitor of a sandbox, whose directory exists; StartFailed says what could not be set up."""
@@ -241,7 +241,9 @@ class Executor:
             ended: asyncio.Future[ExecExit] = asyncio.get_running_loop().create_future()
             self._execs[seq] = ended
             try:
-                message = await self._request(wire.EXEC, spec.container_id.encode(), body, fds, seq)
+                message = await self._connection.request(
+                    wire.EXEC, spec.container_id.encode(), body, fds, seq, on_late=_kill_exec
+                )
             except BaseException:
                 self._execs.pop(seq, None)
                 raise
@@ -300,3 +302,10 @@ class Executor:
             self._connection.close()
             await reap(self._pid)
         os.close(self._interpreter)
+
+
+def _kill_exec(answer: wire.Message) -> None:
+    """The zygote started an exec that nobody waits for any more."""
+    if answer.kind == wire.OK:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(answer.fds[0], signal.SIGKILL)

@@ -24,6 +24,8 @@ class Connection:
         self._on_event = on_event
         self._on_lost = on_lost
         self._waiting: dict[int, asyncio.Future[wire.Message]] = {}
+        #: what to do with the answer of a request whose caller was cancelled
+        self._late: dict[int, Callable[[wire.Message], None]] = {}
         self._seq = 0
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._readable)
@@ -35,9 +37,19 @@ class Connection:
         return self._seq
 
     async def request(
-        self, kind: int, sandbox_id: bytes, body: dict[str, object], fds: Sequence[int] = (), seq: int = 0
+        self,
+        kind: int,
+        sandbox_id: bytes,
+        body: dict[str, object],
+        fds: Sequence[int] = (),
+        seq: int = 0,
+        on_late: Callable[[wire.Message], None] | None = None,
     ) -> wire.Message:
-        """The OK answer; StartFailed with the peer's sentence for an ERROR; Unavailable when the peer is gone."""
+        """The OK answer; StartFailed with the peer's sentence for an ERROR; Unavailable when the peer is gone.
+
+        on_late: given the answer when it comes after the caller was cancelled, to undo what was done; its descriptors
+        are closed in any case.
+        """
         seq = seq or self.next_seq()
         future: asyncio.Future[wire.Message] = self._loop.create_future()
         if self.lost:
@@ -45,13 +57,26 @@ class Connection:
         self._waiting[seq] = future
         try:
             await self._send(kind, seq, sandbox_id, body, fds)
+            if on_late is not None:
+                self._late[seq] = on_late
             message = await future
+            self._late.pop(seq, None)
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._take_late(future.result())
+            raise
         finally:
             self._waiting.pop(seq, None)
         if message.kind == wire.ERROR:
             message.close()
             raise StartFailed(str(message.body.get("message", "refused")))
         return message
+
+    def _take_late(self, message: wire.Message) -> None:
+        on_late = self._late.pop(message.seq, None)
+        if on_late is not None:
+            on_late(message)
+        message.close()
 
     async def _send(self, kind: int, seq: int, sandbox_id: bytes, body: dict[str, object], fds: Sequence[int]) -> None:
         while True:
@@ -87,7 +112,7 @@ class Connection:
             if message.seq and waiting is not None and not waiting.done():
                 waiting.set_result(message)
             elif message.seq:
-                message.close()  # its caller was cancelled
+                self._take_late(message)
             else:
                 self._on_event(message)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -9,6 +10,8 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -64,6 +67,33 @@ def test_an_exec_into_a_cgroup_that_is_gone_is_refused_with_a_sentence(own_pod: 
     spec = ExecSpec(container.id, container.pidfd, program("/bin/true"), cgroup_path="/crishim-no-such-cgroup")
     with pytest.raises(StartFailed, match="crishim-no-such-cgroup"):
         own_pod.node.run(own_pod.node.executor.exec(spec))
+
+
+def test_an_exec_whose_caller_goes_away_before_the_answer_is_killed(own_pod: Pod) -> None:
+    container = own_pod.start(program(*IDLE))
+    spec = ExecSpec(
+        container.id, container.pidfd, program("/bin/sleep", "4321"), container.spec.cgroup.path,
+        namespaces=container.namespaces(),
+    )  # fmt: skip
+
+    async def call_and_leave() -> None:
+        call = asyncio.ensure_future(own_pod.node.executor.exec(spec))
+        while not own_pod.node.executor._execs:  # the request is on its way
+            await asyncio.sleep(0)
+        wait_until(lambda: running() != [], "an exec whose answer the loop has not seen")
+        call.cancel()
+        with suppress(asyncio.CancelledError):
+            (await call).close()
+
+    def running() -> list[str]:
+        found = []
+        for path in glob("/proc/[0-9]*/cmdline"):
+            with suppress(OSError):
+                found += [path] if b"4321" in Path(path).read_bytes() else []
+        return found
+
+    own_pod.node.run(call_and_leave())
+    wait_until(lambda: not running(), "the death of the execs that nobody waits for")
 
 
 def test_a_killed_zygote_is_replaced_and_monitors_live_on(own_node: Node, own_pod: Pod) -> None:
