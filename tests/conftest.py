@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("ended by SIGTERM", returncode=143))
     # processes inherit the mark, so one that daemonised is still known as ours
     os.environ[MARK] = uuid.uuid4().hex
+    _not_to_be_repeated(session.config).unlink(missing_ok=True)
     session.config.stash[_before] = Machine.observe()
 
 
@@ -34,8 +36,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     leftovers = new_since(session.config.stash[_before], deadline_s=5.0)
     session.config.stash[_leftovers] = leftovers
     skipped = unexpected_skips(_skip_reports(session.config)) if IN_CI else []
-    if exitstatus == pytest.ExitCode.OK and IN_CI and (leftovers or skipped):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if IN_CI and (leftovers or skipped):
+        place = _not_to_be_repeated(session.config)
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("\n".join([*leftovers, *skipped]))
+        if exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -48,6 +54,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         if lines:
             terminalreporter.section(title, red=IN_CI)
             terminalreporter.write_line("\n".join(lines))
+
+
+def _not_to_be_repeated(config: pytest.Config) -> Path:
+    """`make test` runs failed tests once more; leftovers and skips of the first run would not show again."""
+    return config.rootpath / ".pytest_cache" / "not-to-be-repeated"
 
 
 def _skip_reports(config: pytest.Config) -> list[tuple[str, str]]:
