@@ -6,7 +6,6 @@ Sources: RFC 9110 section 11, the distribution token specification, api.proto Au
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -14,8 +13,10 @@ from urllib.parse import urlsplit
 from crishim.errors import InvalidSpec
 from crishim.model.image import Credentials
 
-_SCHEME = re.compile(r"\s*,?\s*([A-Za-z][A-Za-z0-9._-]*)(?=\s+[A-Za-z]|\s*(?:,|$))")
-_PARAMETER = re.compile(r'\s*,?\s*([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+# one class for blanks and commas: two runs of blanks side by side would be tried in every split of a long run
+_SCHEME = re.compile(r"[\s,]*([A-Za-z][A-Za-z0-9._-]*)(?=\s+[A-Za-z]|\s*(?:,|$))")
+_PARAMETER = re.compile(r'[\s,]*([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+_MAX_HEADER = 8 << 10
 _HUB_NAMES = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
 
 
@@ -49,8 +50,13 @@ class Login:
 
 
 def parse_challenges(header: str) -> list[Challenge]:
-    """Challenges of a WWW-Authenticate header in order; text that is none is passed over."""
+    """Challenges of a WWW-Authenticate header in order; text that is none is passed over.
+
+    A header of more than 8 KiB has none.
+    """
     found: list[Challenge] = []
+    if len(header) > _MAX_HEADER:
+        return found
     at = 0
     while scheme := _SCHEME.match(header, at):
         at = scheme.end()
@@ -63,22 +69,29 @@ def parse_challenges(header: str) -> list[Challenge]:
     return found
 
 
+def is_token(text: str) -> bool:
+    """Whether an Authorization header can hold `text` (RFC 9110 section 11.2)."""
+    return text != "" and text.isascii() and text.isprintable()
+
+
 def login_for(credentials: Credentials | None, host: str) -> Login | None:
     """What of the credentials is for the registry `host`: None when there are none, or they are another server's.
 
     The first that is set counts: registry_token, identity_token, auth, username. InvalidSpec when `auth` is not base64
-    of "user:password".
+    of "user:password", when no header can hold the registry token, or for a server address that is none.
     """
     if credentials is None or not _is_for(credentials.server_address, host):
         return None
     if credentials.registry_token:
+        if not is_token(credentials.registry_token):
+            raise InvalidSpec("auth.registry_token holds other characters than printable ASCII")
         return Login(registry_token=credentials.registry_token)
     if credentials.identity_token:
         return Login(identity_token=credentials.identity_token)
     if credentials.auth:
         try:
             decoded = base64.b64decode(credentials.auth, validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # also binascii.Error and UnicodeDecodeError
             raise InvalidSpec("auth.auth is not base64 of user:password") from None
         username, colon, password = decoded.partition(":")
         if not colon:
@@ -93,5 +106,8 @@ def _is_for(server_address: str, host: str) -> bool:
     if not server_address:
         return True
     address = server_address if "://" in server_address else f"//{server_address}"
-    server = urlsplit(address).netloc.lower()
+    try:
+        server = urlsplit(address).netloc.lower()
+    except ValueError:
+        raise InvalidSpec(f"auth.server_address: {server_address[:200]!r} is no address") from None
     return server == host.lower() or (server in _HUB_NAMES and host in _HUB_NAMES)

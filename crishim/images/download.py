@@ -10,7 +10,7 @@ from collections.abc import Callable
 from crishim.errors import RegistryUnavailable
 from crishim.images.manifests import Descriptor
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-[0-9]+/(?:[0-9]+|\*)")
 
 
 class PartialBlob:

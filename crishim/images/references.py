@@ -5,6 +5,7 @@ The grammar is that of the distribution specification and of Docker's familiar n
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ def parse_reference(text: str) -> Reference:
     if colon and not _TAG.fullmatch(tag):
         raise InvalidSpec(f"image reference {text!r} has the tag {tag!r}, which is not a tag")
     host, repository = _split_host(head + slash + last)
-    if not _HOST.fullmatch(host):
+    if not _is_host(host):
         raise InvalidSpec(f"image reference {text!r} has the registry {host!r}, which is not a host name")
     if not _REPOSITORY.fullmatch(repository):
         raise InvalidSpec(
@@ -86,6 +87,17 @@ def parse_image_id(text: str) -> str | None:
 def is_digest(text: str) -> bool:
     """Whether `text` is "sha256:<64 hex>" or "sha512:<128 hex>"."""
     return _DIGEST.fullmatch(text) is not None
+
+
+def _is_host(text: str) -> bool:
+    if not _HOST.fullmatch(text):
+        return False
+    if text.startswith("["):
+        try:
+            ipaddress.IPv6Address(text[1 : text.index("]")])
+        except ValueError:
+            return False
+    return True
 
 
 def _split_host(name: str) -> tuple[str, str]:

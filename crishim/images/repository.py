@@ -12,13 +12,13 @@ import random
 import threading
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 import urllib3
 
 from crishim.errors import InvalidSpec, NotFound, RegistryDenied, RegistryUnavailable, Unavailable
-from crishim.images.auth import Challenge, Login, login_for, parse_challenges
+from crishim.images.auth import Challenge, Login, is_token, login_for, parse_challenges
 from crishim.images.download import PartialBlob
 from crishim.images.manifests import ACCEPTED, MAX_MANIFEST, Descriptor, digest_of
 from crishim.images.references import Reference
@@ -152,8 +152,8 @@ class Repository:
         for _ in range(_MAX_REDIRECTS):
             if response.status not in _REDIRECTS:
                 return response
-            target = urljoin(url, response.headers.get("Location", ""))
             response.close()
+            target = _joined(url, response.headers.get("Location", ""))
             if urlsplit(target).scheme not in ("http", "https") or (
                 urlsplit(url).scheme == "https" and urlsplit(target).scheme == "http"
             ):
@@ -179,15 +179,18 @@ class Repository:
         raise RegistryUnavailable(f"{endpoint.host} answers status {status} for {path}{detail}")
 
     def _get(self, url: str, headers: Mapping[str, str]) -> Response:
-        return self._client.pool(url).request(
-            "GET",
-            url,
-            headers={"User-Agent": "crishim", "Accept-Encoding": "identity", **headers},
-            redirect=False,
-            retries=False,
-            preload_content=False,
-            decode_content=False,
-        )
+        headers = {"User-Agent": "crishim", "Accept-Encoding": "identity", **headers}
+        return self._request("GET", url, headers=headers, decode_content=False)
+
+    def _request(self, method: str, url: str, **more: Any) -> Response:
+        try:
+            return self._client.pool(url).request(
+                method, url, redirect=False, retries=False, preload_content=False, **more
+            )
+        except urllib3.exceptions.HTTPError:
+            raise
+        except ValueError:  # an address that a server gave us and that parses only at first sight
+            raise _bad_address(url) from None
 
     def _login(self, endpoint: Endpoint) -> Login | None:
         # a mirror is sent only what names it: the registry's password is not the mirror's business
@@ -206,7 +209,7 @@ class Repository:
             if login is None or login.basic is None:
                 raise self._denied(endpoint, "and asks for a user and password; the pull has none for it")
             return {"Authorization": login.basic}
-        realm = urljoin(endpoint.url, challenge.get("realm"))
+        realm = _joined(endpoint.url, challenge.get("realm"))
         if urlsplit(endpoint.url).scheme == "https" and urlsplit(realm).scheme != "https":
             raise self._denied(endpoint, f"and wants the login sent unencrypted to {realm!r}")
         scope = challenge.get("scope") or f"repository:{self._reference.repository}:pull"
@@ -219,15 +222,8 @@ class Repository:
         realm, service, scope, login = key
         if login and login.identity_token:
             form = {"grant_type": "refresh_token", "refresh_token": login.identity_token, "client_id": "crishim"}
-            response = self._client.pool(realm).request(
-                "POST",
-                realm,
-                fields={**form, "service": service, "scope": scope},
-                encode_multipart=False,
-                redirect=False,
-                retries=False,
-                preload_content=False,
-            )
+            fields = {**form, "service": service, "scope": scope}
+            response = self._request("POST", realm, fields=fields, encode_multipart=False)
         else:
             query = urlencode([(name, value) for name, value in (("service", service), ("scope", scope)) if value])
             headers = {"Authorization": login.basic} if login and login.basic else {}
@@ -244,9 +240,12 @@ class Repository:
         try:
             answer = json.loads(_read_bounded(response, _MAX_ANSWER, "token"))
             token = answer.get("token") or answer["access_token"]
-            return str(token), float(answer.get("expires_in") or 60)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            life_s = float(answer.get("expires_in") or 60)
+        except (ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError):
             raise self._denied(endpoint, "because its token server sent no token") from None
+        if not isinstance(token, str) or not is_token(token):
+            raise self._denied(endpoint, "because its token server sent a token that no header can hold")
+        return token, life_s
 
     def _denied(self, endpoint: Endpoint, how: str) -> RegistryDenied:
         return RegistryDenied(f"{endpoint.host} does not let us pull {self._reference}, {how}")
@@ -261,7 +260,21 @@ class _TryAgain(Exception):
 
     def __init__(self, reason: str, retry_after: str) -> None:
         super().__init__(reason)
-        self.wait_s = float(retry_after) if retry_after.isdigit() and len(retry_after) < 6 else 0.0
+        self.wait_s = float(retry_after) if retry_after.isdecimal() and len(retry_after) < 6 else 0.0
+
+
+def _joined(base: str, target: str) -> str:
+    """An address that a server names, absolute and well-formed; RegistryUnavailable when it is neither."""
+    try:
+        joined = urljoin(base, target)
+        urlsplit(joined)
+    except ValueError:
+        raise _bad_address(target) from None
+    return joined
+
+
+def _bad_address(url: str) -> RegistryUnavailable:
+    return RegistryUnavailable(f"the registry sends us to {url[:200]!r}, which is no address")
 
 
 def _usable_challenge(header: str) -> Challenge | None:

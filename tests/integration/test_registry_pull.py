@@ -279,6 +279,27 @@ def test_a_bearer_token_is_fetched_once_and_not_sent_along_redirects(
         pull(store, f"{front.host}/secret/app", credentials)
 
 
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ({"token": "a\nb"}, "no header can hold"),
+        ({"token": "t\u00f6ken"}, "no header can hold"),
+        ({"token": 7}, "no header can hold"),
+        ({"token": "good", "expires_in": 10**400}, "sent no token"),
+    ],
+)
+def test_a_token_server_that_makes_no_sense_gives_a_sentence(
+    store: ImageStore, answer: dict[str, object], why: str
+) -> None:
+    def ask(request: Request) -> Answer:
+        if request.path.startswith("/token"):
+            return Answer(200, json.dumps(answer).encode())
+        return Answer(401, headers={"WWW-Authenticate": 'Bearer realm="/token"'})
+
+    with running_front(ask) as front, pytest.raises(RegistryDenied, match=why):
+        pull(store, f"{front.host}/app")
+
+
 def test_a_registry_token_is_sent_as_it_is(registry: Registry, store: ImageStore) -> None:
     registry.push_image("secret/app", "latest", [BASE])
     tokens = TokenServer(registry)
@@ -446,6 +467,11 @@ def test_mirrors_are_asked_first_and_may_fail(registry: Registry, tmp_path: Path
         (Answer(307, headers={"Location": "/v2/"}), "redirects more than"),
         (Answer(401), "no way to log in"),
         (Answer(401, headers={"WWW-Authenticate": "Bearer realm=x"}), "does not let us pull"),
+        (Answer(307, headers={"Location": "http://[x"}), "no address"),
+        (Answer(307, headers={"Location": "http://127.0.0.1:99999999/"}), "RegistryUnavailable|no address"),
+        (Answer(401, headers={"WWW-Authenticate": 'Bearer realm="http://[x"'}), "no address"),
+        (Answer(401, headers={"WWW-Authenticate": "Bearer realm=x" + " ," * 5000}), "no way to log in"),
+        (Answer(503, headers={"Retry-After": "\u00b2"}), "status 503"),
         (Answer(403, b'{"errors":[{"message":"go away"}]}'), "go away"),
         (Answer(400, b"\xff"), "status 400"),
         (Answer(200, b"{"), "not JSON"),

@@ -56,6 +56,7 @@ def test_a_short_name_is_made_complete(text: str, complete: str) -> None:
         "host:port/app",
         "host:123456/app",
         "-host.example/app",
+        "[1:2:::3]/app",
         "http://host/app",
         "a_/b",
         "busybox\n",
