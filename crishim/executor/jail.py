@@ -1,0 +1,247 @@
+"""The steps of a child that make its root what the container sees: the root mount, file systems, devices, masks.
+
+From `enter_root` on no path can name anything of the host. Run between clone3(2) and execve(2): see `child.py`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from crishim.linux import fs, mount, process
+
+_ROOT_FLAGS = os.O_PATH | os.O_DIRECTORY
+_MASK_OPTIONS: tuple[tuple[bytes, bytes | None], ...] = ((b"mode", b"0555"), (b"size", b"0"), (b"nr_inodes", b"2"))
+
+#: what a step with several objects is at, for the report of its failure
+detail = b""
+_shm: dict[int, int] = {}
+
+
+def take_shm(index: int) -> None:
+    """A copy of the pod's /dev/shm, which the seed namespace holds at /shm, before the pivot drops that namespace."""
+    _shm[index] = mount.open_tree(fs.AT_FDCWD, b"/shm", mount.OPEN_TREE_CLONE)
+
+
+def enter_root(root: int) -> None:
+    """Mount the detached root over the seed's "/", and make it our root.
+
+    No pivot_root(2): what lies below is the seed's empty read-only tmpfs, so there is nothing of the host to hide, and
+    the pivot and its unmount would cost a millisecond of waiting for RCU. Who joins this mount namespace later, or
+    leaves a chroot, arrives on top, here.
+    """
+    place = os.open("/", _ROOT_FLAGS | os.O_CLOEXEC)
+    mount.move_mount(root, place)
+    os.close(place)
+    os.fchdir(root)
+    os.chroot(".")
+
+
+def open_root() -> int:
+    return os.open("/", _ROOT_FLAGS | os.O_CLOEXEC)
+
+
+def _directory(path: bytes) -> int:
+    root = open_root()
+    try:
+        return fs.make_directories_in_root(root, path)
+    finally:
+        os.close(root)
+
+
+def attach(tree: int, target: bytes, is_file: bool) -> None:
+    """Attach a prepared tree at `target`, which is made when it is missing."""
+    root = open_root()
+    try:
+        place = fs.make_file_in_root(root, target) if is_file else fs.make_directories_in_root(root, target)
+    finally:
+        os.close(root)
+    mount.move_mount(tree, place)
+    os.close(place)
+    os.close(tree)
+
+
+def attach_shm(index: int, target: bytes, set_: int, clear: int) -> None:
+    """Attach the pod's /dev/shm."""
+    mount.mount_setattr(_shm[index], set_=set_, clear=clear)
+    attach(_shm[index], target, False)
+
+
+def mount_filesystem(kind: bytes, target: bytes, options: tuple[bytes, ...], set_: int, clear: int) -> None:
+    """A new file system at `target`.
+
+    proc and sysfs go only on plain directories: a link there would hide from us what we rely on (CVE-2019-19921).
+    """
+    root = open_root()
+    try:
+        if kind in (b"proc", b"sysfs"):
+            os.close(fs.make_directories_in_root(root, target))
+            place = fs.openat2(root, target, _ROOT_FLAGS, 0, fs.RESOLVE_IN_ROOT | fs.RESOLVE_NO_SYMLINKS)
+        else:
+            place = fs.make_directories_in_root(root, target)
+    finally:
+        os.close(root)
+    pairs = tuple((key, value if mark else None) for key, mark, value in (item.partition(b"=") for item in options))
+    made = mount.new_mount(kind, pairs, set_)
+    mount.move_mount(made, place)
+    os.close(made)
+    os.close(place)
+
+
+def mount_cgroups(target: bytes, set_: int, trees: tuple[tuple[bytes, int], ...]) -> None:
+    """The container's own cgroups: the one of v2 (empty name), or a directory per controller of v1 on a tmpfs."""
+    if len(trees) == 1 and trees[0][0] == b"":
+        place = _directory(target)
+        mount.move_mount(trees[0][1], place)
+        os.close(place)
+        return
+    place = _directory(target)
+    made = mount.new_mount(b"tmpfs", ((b"mode", b"755"),), set_ & ~mount.MOUNT_ATTR_RDONLY)
+    mount.move_mount(made, place)
+    os.close(place)
+    for name, tree in trees:
+        place = _directory(target + b"/" + name)
+        mount.move_mount(tree, place)
+        os.close(place)
+        os.close(tree)
+    if set_ & mount.MOUNT_ATTR_RDONLY:
+        mount.mount_setattr(made, set_=mount.MOUNT_ATTR_RDONLY)
+    os.close(made)
+
+
+def make_devices(nodes: tuple[tuple[bytes, bytes, int, int, int, int, int], ...]) -> None:
+    """Device nodes and links on the fresh tmpfs of /dev: (path, kind, major, minor, mode, uid, gid)."""
+    os.umask(0)
+    dev = _directory(b"/dev")
+    for path, kind, major, minor, mode, uid, gid in nodes:
+        parent, name = dev, path[5:]
+        if b"/" in name or not path.startswith(b"/dev/"):
+            parent, name = _directory(os.path.dirname(path)), os.path.basename(path)
+        bits = stat.S_IFBLK if kind == b"b" else stat.S_IFCHR
+        try:
+            os.mknod(name, bits | mode, os.makedev(major, minor), dir_fd=parent)
+        except FileExistsError:
+            found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if found.st_rdev != os.makedev(major, minor) or stat.S_IFMT(found.st_mode) != bits:
+                raise
+        if uid or gid:
+            os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
+        if parent != dev:
+            os.close(parent)
+    os.umask(0o022)
+    for link, target in (
+        (b"fd", b"/proc/self/fd"),
+        (b"stdin", b"/proc/self/fd/0"),
+        (b"stdout", b"/proc/self/fd/1"),
+        (b"stderr", b"/proc/self/fd/2"),
+        (b"core", b"/proc/kcore"),
+    ):
+        os.symlink(target, link, dir_fd=dev)
+    os.close(dev)
+
+
+def link_ptmx() -> None:
+    """/dev/ptmx is that of the container's own devpts."""
+    dev = _directory(b"/dev")
+    try:
+        os.symlink(b"pts/ptmx", b"ptmx", dir_fd=dev)
+    except FileExistsError:
+        pass
+    os.close(dev)
+
+
+def make_root_read_only() -> None:
+    """The root mount alone; what is mounted below it keeps its own flags."""
+    root = open_root()
+    mount.mount_setattr(root, set_=mount.MOUNT_ATTR_RDONLY)
+    os.close(root)
+
+
+def set_root_propagation(bits: int) -> None:
+    """Propagation of "/", only now: set earlier it would have reached the seed."""
+    root = open_root()
+    mount.mount_setattr(root, propagation=bits, recursive=False)
+    os.close(root)
+
+
+def make_cwd(path: bytes) -> None:
+    """The working directory of an image may not exist yet; made inside the jail, before the root turns read-only."""
+    try:
+        os.close(_directory(path))
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EINVAL, errno.ELOOP):  # enter_cwd tells what is wrong with those
+            raise
+
+
+def make_read_only(path: bytes) -> None:
+    """A path becomes a read-only mount of itself; a missing one needs no protection."""
+    try:
+        found = fs.openat2(fs.AT_FDCWD, path, os.O_PATH, 0, fs.RESOLVE_NO_MAGICLINKS)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    tree = mount.open_tree(found, b"", mount.OPEN_TREE_CLONE | mount.AT_RECURSIVE | fs.AT_EMPTY_PATH)
+    mount.mount_setattr(tree, set_=mount.MOUNT_ATTR_RDONLY, recursive=True)
+    mount.move_mount(tree, found)
+    os.close(tree)
+    os.close(found)
+
+
+def mask_paths(paths: tuple[bytes, ...]) -> None:
+    """Files are covered by /dev/null, verified to be the device (CVE-2025-31133), directories by one empty tmpfs."""
+    global detail
+    null = -1
+    empty = -1
+    for path in paths:
+        detail = path
+        try:
+            found = fs.openat2(fs.AT_FDCWD, path, os.O_PATH, 0, fs.RESOLVE_NO_MAGICLINKS)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if stat.S_ISDIR(os.fstat(found).st_mode):
+            if empty < 0:
+                empty = mount.new_mount(b"tmpfs", _MASK_OPTIONS, mount.MOUNT_ATTR_RDONLY)
+                mount.move_mount(empty, found)
+            else:
+                clone_onto(empty, found)
+        else:
+            if null < 0:
+                null = os.open("/dev/null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+                if not fs.is_device(null, 1, 3):
+                    raise OSError(errno.ENODEV, "not the null device")
+            clone_onto(null, found)
+        os.close(found)
+    for fd in (null, empty):
+        if fd >= 0:
+            os.close(fd)
+    detail = b""
+
+
+def clone_onto(source: int, target: int) -> None:
+    tree = mount.open_tree(source, b"", mount.OPEN_TREE_CLONE | fs.AT_EMPTY_PATH)
+    mount.move_mount(tree, target)
+    os.close(tree)
+
+
+def write_sysctls(values: tuple[tuple[bytes, bytes], ...]) -> None:
+    """Through a procfs of our own that nothing is mounted over (CVE-2025-52881); one key, one write."""
+    global detail
+    proc = mount.new_mount(b"proc")
+    for key, value in values:
+        detail = key
+        path = b"sys/" + key.replace(b".", b"/")
+        fd = fs.openat2(proc, path, os.O_WRONLY, 0, fs.RESOLVE_BENEATH | fs.RESOLVE_NO_XDEV | fs.RESOLVE_NO_MAGICLINKS)
+        os.write(fd, value)
+        os.close(fd)
+    os.close(proc)
+    detail = b""
+
+
+def set_hostname(name: bytes) -> None:
+    """sethostname(2) in the container's own UTS namespace."""
+    process.sethostname(name)
+
+
+def set_domainname(name: bytes) -> None:
+    """setdomainname(2)."""
+    process.setdomainname(name)
