@@ -18,7 +18,8 @@ def parse_signal(text: str) -> int:
         if name == base:
             return start
         offset = name.removeprefix(base + sign)
-        if offset != name and offset.isascii() and offset.isdigit() and int(offset) <= _RTMAX - _RTMIN:
+        is_number = len(offset) <= 2 and offset.isascii() and offset.isdigit()
+        if offset != name and is_number and int(offset) <= _RTMAX - _RTMIN:
             return start + int(sign + offset)
     try:
         return int(signal.Signals["SIG" + name])

@@ -180,7 +180,7 @@ def test_a_stop_signal_has_many_spellings(text: str, number: int) -> None:
     assert parse_signal(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "SIGFLY", "0", "65", "-1", "RTMIN+99", "RTMIN-1", "1e1"])
+@pytest.mark.parametrize("text", ["", "SIGFLY", "0", "65", "-1", "RTMIN+99", "RTMIN-1", "1e1", "RTMIN+" + "9" * 5000])
 def test_what_is_no_signal_is_refused(text: str) -> None:
     with pytest.raises(InvalidSpec):
         parse_signal(text)
