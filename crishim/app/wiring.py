@@ -37,6 +37,7 @@ from crishim.runtime.helper import Helper
 from crishim.runtime.images import Images
 from crishim.runtime.layers import WritableLayers
 from crishim.runtime.live import Live
+from crishim.runtime.network_leftovers import NetworkLeftovers
 from crishim.runtime.node import Node
 from crishim.runtime.operations import Locks, Operations
 from crishim.runtime.places import Places
@@ -123,6 +124,8 @@ class Server:
         await self._helper.run(runtime_default, DEFAULT, self._settings.node.kernel, self._settings.node.machine)
         await self._serve_metrics()
         await self._serve_streams()
+        leftovers = NetworkLeftovers(self._store, self._places, self._network)
+        self._operations.spawn(leftovers.run(), "network leftovers")
         self._starting = None
 
     async def stop(self) -> None:
@@ -212,7 +215,7 @@ class Server:
                 tls.load_cert_chain(streaming.cert_file, streaming.key_file)
             except OSError as error:  # ssl.SSLError is one
                 raise Unavailable(f"streaming: {streaming.cert_file} and {streaming.key_file}: {error}") from error
-        self._streaming = StreamingServer(self._sessions, tls=tls)
+        self._streaming = StreamingServer(self._sessions, tls=tls, spool_dir=self._config.server.root)
         host, port = streaming.listen.host, streaming.listen.port
         try:
             await self._streaming.start(host, port)

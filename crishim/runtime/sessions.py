@@ -60,14 +60,25 @@ _SIGNAL_ROUNDS = 5
 class Session:
     """A client's view of a process: its stdio, and how it ended."""
 
-    def __init__(self, stdio: Stdio, wait: Callable[[], Awaitable[Ending]], leave: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        stdio: Stdio,
+        wait: Callable[[], Awaitable[Ending]],
+        wait_ended: Callable[[], Awaitable[object]],
+        leave: Callable[[], None],
+    ) -> None:
         self.stdio = stdio
         self._wait = wait
+        self._wait_ended = wait_ended
         self._leave = leave
 
     async def wait(self) -> Ending:
         """How it ended; to be asked when `stdio.read` says that there is no more."""
         return await self._wait()
+
+    async def wait_ended(self) -> None:
+        """Return when the process has ended, whether its output was read or not."""
+        await self._wait_ended()
 
     def close(self) -> None:
         """The client is gone, or was told the end. Nobody may be waiting for the stdio."""
@@ -97,6 +108,10 @@ class _Exec:
         self.abandoned.set()
         if self.opened.done() and not self.opened.cancelled() and self.opened.exception() is None:
             self.opened.result().close()
+
+    async def wait(self) -> Ending:
+        """How it ended; nobody who leaves takes it from the others."""
+        return await asyncio.shield(self.ended)
 
     def end(self, ending: Ending) -> None:
         """The first ending counts."""
@@ -193,14 +208,14 @@ class Sessions:
         except asyncio.CancelledError:
             execution.abandon()
             raise
-        return Session(stdio, lambda: asyncio.shield(execution.ended), execution.abandoned.set)
+        return Session(stdio, execution.wait, execution.wait, execution.abandoned.set)
 
     async def open_attach(self, request: AttachRequest) -> Session:
         """Look at a running container. WrongState or Unavailable say why not."""
         container = self._live.running(request.container_id)
         fd = await self._live.monitor(container.sandbox_id).attach(container.id)
         stdio = Attached(fd, stdout=request.stdout, stderr=request.stderr)
-        return Session(stdio, lambda: _attach_ended(container), lambda: None)
+        return Session(stdio, lambda: _attach_ended(container), container.exited.wait, lambda: None)
 
     async def dial(self, sandbox_id: str, port: int) -> socket.socket:
         """A connection to a port of the pod's loopback: 127.0.0.1, then ::1. The caller owns it, non-blocking.

@@ -21,6 +21,7 @@ class Link:
         self._idle_s = idle_s
         #: bytes of the client that were read with the request
         self._rest = b""
+        self._sent_bytes = 0
         self._loop = asyncio.get_running_loop()
         self._active_at = self._loop.time()
         self._timer = self._loop.call_later(idle_s, self._check_idle)
@@ -54,6 +55,7 @@ class Link:
         if not parts or self._writer.transport.is_closing():
             return
         self._writer.writelines(parts)
+        self._sent_bytes += sum(map(len, parts))
         self._active_at = self._loop.time()
         if self._writer.transport.get_write_buffer_size() > _ABORT_BYTES:
             self._writer.transport.abort()
@@ -64,10 +66,29 @@ class Link:
             await self._writer.drain()
         self._active_at = self._loop.time()
 
-    async def flush(self) -> None:
-        """Wait until the kernel has all that was sent."""
+    async def flush(self, patience_s: float) -> None:
+        """Wait until the kernel has all that was sent; a client that takes nothing for `patience_s` is cut."""
         self._writer.transport.set_write_buffer_limits(high=0)
-        await self.drain()
+        while True:
+            taken = self._taken_bytes()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await self.drain()
+                    return
+            if self._taken_bytes() == taken:
+                self.abort()
+                return
+
+    async def wait_stuck(self, patience_s: float) -> None:
+        """Return when something waits of which the client took nothing for `patience_s`."""
+        while True:
+            taken = self._taken_bytes()
+            await asyncio.sleep(patience_s)
+            if self._taken_bytes() == taken and taken < self._sent_bytes:
+                return
+
+    def _taken_bytes(self) -> int:
+        return self._sent_bytes - self._writer.transport.get_write_buffer_size()
 
     def abort(self) -> None:
         """Cut the connection."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 from crishim.errors import CrishimError
 from crishim.model.session import AttachRequest, Ending, ExecRequest, Failed
@@ -13,7 +14,7 @@ from crishim.streaming.link import Link
 from crishim.streaming.spool import Spool
 from crishim.streaming.use_cases import Session, UseCases
 
-#: how long a client that was told the end may take to close
+#: how long a client may take to close when it was told the end, and to read more of what an ended process left
 LINGER_S = 5.0
 
 
@@ -29,15 +30,24 @@ class ExecService:
         *,
         stopping: asyncio.Event,
         creation_s: float,
+        linger_s: float = LINGER_S,
+        spool_dir: Path | None = None,
     ) -> None:
-        """stopping: the server is; creation_s: how long the client may take to open its streams."""
+        """stopping: the server is; creation_s: how long the client may take to open its streams.
+
+        spool_dir: where input goes that the process is behind with, see `Spool`.
+        """
         self._link = link
         self._channels = channels
         self._use_cases = use_cases
         self._request = request
         self._stopping = stopping
         self._creation_s = creation_s
-        self._input = Spool()
+        self._linger_s = linger_s
+        self._input = Spool(directory=spool_dir)
+        #: why the input cannot be kept any more; what comes after that is dropped
+        self._unkept: Failed | None = None
+        self._input_lost = asyncio.Event()
         self._ready = asyncio.Event()
         self._stdio: Stdio | None = None
         self._size: Resized | None = None
@@ -52,7 +62,7 @@ class ExecService:
                 session = group.create_task(self._serve())
                 await asyncio.wait((client, session), return_when=asyncio.FIRST_COMPLETED)
                 if session.done() and not session.cancelled() and session.exception() is None and session.result():
-                    await asyncio.wait((client,), timeout=LINGER_S)
+                    await asyncio.wait((client,), timeout=self._linger_s)
                 client.cancel()
                 session.cancel()
         finally:
@@ -71,7 +81,7 @@ class ExecService:
         """False when the client left."""
         for event in events:
             if isinstance(event, Input):
-                self._input.put(event.data)
+                self._keep(event.data)
             elif isinstance(event, InputEnded):
                 self._input.end()
             elif isinstance(event, Resized):
@@ -84,6 +94,16 @@ class ExecService:
                 return False
         return True
 
+    def _keep(self, data: bytes) -> None:
+        """The spool stays open when it fails: its end would look to the process like that of the input."""
+        if self._unkept is not None:
+            return
+        try:
+            self._input.put(data)
+        except OSError as error:
+            self._unkept = Failed(f"the input cannot be kept: {(error.strerror or str(error)).lower()}")
+            self._input_lost.set()
+
     async def _serve(self) -> bool:
         """The session from its first channel to its end; False when the client did not open its channels."""
         try:
@@ -95,7 +115,7 @@ class ExecService:
         self._input.close()
         self._channels.finish(ending)
         self._flush()
-        await self._link.flush()
+        await self._link.flush(self._linger_s)
         return True
 
     async def _ending(self) -> Ending:
@@ -120,13 +140,31 @@ class ExecService:
     async def _move(self, session: Session) -> Ending:
         async with asyncio.TaskGroup() as group:
             feeding = group.create_task(self._feed(session.stdio))
-            stopping = group.create_task(self._stopping.wait())
-            ending = group.create_task(self._show(session))
-            await asyncio.wait((stopping, ending), return_when=asyncio.FIRST_COMPLETED)
-            over = ending.done()
-            for task in (feeding, stopping, ending):
+            endings = (
+                group.create_task(self._show(session)),
+                group.create_task(self._give_up(session)),
+                group.create_task(self._lose_input()),
+                group.create_task(self._stop()),
+            )
+            done, _ = await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
+            for task in (feeding, *endings):
                 task.cancel()
-        return ending.result() if over else Failed("the server is stopping")
+        return next(task.result() for task in endings if task in done)
+
+    async def _stop(self) -> Ending:
+        await self._stopping.wait()
+        return Failed("the server is stopping")
+
+    async def _lose_input(self) -> Ending:
+        await self._input_lost.wait()
+        return self._unkept or Failed("the input cannot be kept")
+
+    async def _give_up(self, session: Session) -> Ending:
+        """After the process, cut a client that does not read the rest; one that is slow gets it all."""
+        await session.wait_ended()
+        await self._link.wait_stuck(self._linger_s)
+        self._link.abort()
+        return await session.wait()
 
     async def _show(self, session: Session) -> Ending:
         """Output to the client, no faster than it reads."""

@@ -8,8 +8,10 @@ that takes nothing for a while then is reset, so that the others go on.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from contextlib import suppress
+from pathlib import Path
 
 from crishim.errors import CrishimError
 from crishim.model.session import PortForwardRequest
@@ -26,6 +28,8 @@ from crishim.streaming.link import READ_BYTES, Link
 from crishim.streaming.serve_exec import LINGER_S
 from crishim.streaming.spool import Spool
 from crishim.streaming.use_cases import UseCases
+
+logger = logging.getLogger(__name__)
 
 _SPOOL_MEMORY_BYTES = 256 << 10
 #: of all forwards of one connection
@@ -50,8 +54,12 @@ class ForwardService:
         stuck_s: float,
         waiting_bytes: int,
         half_open_s: float = _HALF_OPEN_S,
+        spool_dir: Path | None = None,
     ) -> None:
-        """creation_s: how long the client may take to open the second stream of a forward."""
+        """creation_s: how long the client may take to open the second stream of a forward.
+
+        spool_dir: where input goes that the pod is behind with, see `Spool`.
+        """
         self._link = link
         self._forwards = forwards
         self._use_cases = use_cases
@@ -61,6 +69,7 @@ class ForwardService:
         self._stuck_s = stuck_s
         self._waiting_bytes = waiting_bytes
         self._half_open_s = half_open_s
+        self._spool_dir = spool_dir
         self._inputs: dict[int, Spool] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._taken = asyncio.Event()
@@ -109,13 +118,29 @@ class ForwardService:
             elif event.forward in self._inputs:
                 spool = self._inputs[event.forward]
                 if isinstance(event, ForwardInput):
-                    spool.put(event.data)
+                    self._keep(event.forward, event.data)
                 elif isinstance(event, ForwardInputEnded):
                     spool.end()
         return True
 
+    def _keep(self, forward: int, data: bytes) -> None:
+        try:
+            self._inputs[forward].put(data)
+        except OSError as error:
+            logger.warning("a port-forward into sandbox %s is reset: %s", self._request.sandbox_id, error)
+            self._reset(forward)
+
+    def _reset(self, forward: int) -> None:
+        """End it at both ends; what waits is dropped."""
+        self._forwards.reset(forward)
+        self._flush()
+        self._inputs[forward].close()
+        self._tasks[forward].cancel()
+
     def _begin(self, event: ForwardOpened, group: asyncio.TaskGroup) -> None:
-        self._inputs[event.forward] = Spool(memory_bytes=_SPOOL_MEMORY_BYTES, on_take=self._taken.set)
+        self._inputs[event.forward] = Spool(
+            memory_bytes=_SPOOL_MEMORY_BYTES, directory=self._spool_dir, on_take=self._taken.set
+        )
         task = group.create_task(self._forward(event.forward, event.port))
         self._tasks[event.forward] = task
         task.add_done_callback(lambda _: self._end(event.forward))
@@ -149,10 +174,7 @@ class ForwardService:
         ]
         if stuck:
             _, forward = max(stuck)
-            self._forwards.reset(forward)
-            self._flush()
-            self._inputs[forward].close()
-            self._tasks[forward].cancel()
+            self._reset(forward)
 
     async def _expire(self) -> None:
         while True:

@@ -10,6 +10,7 @@ import ipaddress
 import logging
 import ssl
 from contextlib import suppress
+from pathlib import Path
 
 import h11
 
@@ -24,7 +25,7 @@ from crishim.streaming.forward_channels import (
     WebSocketForwards,
 )
 from crishim.streaming.link import READ_BYTES, Link
-from crishim.streaming.serve_exec import ExecService
+from crishim.streaming.serve_exec import LINGER_S, ExecService
 from crishim.streaming.serve_forward import STUCK_S, WAITING_BYTES, ForwardService
 from crishim.streaming.upgrade import Handshake, Purpose, Refusal, Upgrade, target, upgrade
 from crishim.streaming.use_cases import UseCases
@@ -58,11 +59,15 @@ class StreamingServer:
         creation_s: float = CREATION_S,
         stuck_s: float = STUCK_S,
         waiting_bytes: int = WAITING_BYTES,
+        linger_s: float = LINGER_S,
+        spool_dir: Path | None = None,
     ) -> None:
         """idle_s: a connection without a byte for so long is cut; creation_s: for request and streams to come.
 
         waiting_bytes: what the forwards of one connection may have waiting for the pod; stuck_s: how long one of them
-        may take nothing when that is reached.
+        may take nothing when that is reached. linger_s: the same of the rest of a process that ended.
+        spool_dir: where input lies that a process or a pod is behind with, in files without a name; None: where
+        temporary files are.
         """
         self._use_cases = use_cases
         self._tls = tls
@@ -70,6 +75,8 @@ class StreamingServer:
         self._creation_s = creation_s
         self._stuck_s = stuck_s
         self._waiting_bytes = waiting_bytes
+        self._linger_s = linger_s
+        self._spool_dir = spool_dir
         self._server: asyncio.Server | None = None
         self._stopping = asyncio.Event()
         self._links: set[Link] = set()
@@ -157,12 +164,20 @@ class StreamingServer:
                 creation_s=self._creation_s,
                 stuck_s=self._stuck_s,
                 waiting_bytes=self._waiting_bytes,
+                spool_dir=self._spool_dir,
             )
             await service.run()
         else:
             channels = _channels(request, switch)
             await ExecService(
-                link, channels, self._use_cases, request, stopping=self._stopping, creation_s=self._creation_s
+                link,
+                channels,
+                self._use_cases,
+                request,
+                stopping=self._stopping,
+                creation_s=self._creation_s,
+                linger_s=self._linger_s,
+                spool_dir=self._spool_dir,
             ).run()
 
     async def _shake_hands(self, link: Link) -> tuple[SessionRequest, Upgrade] | None:
@@ -185,7 +200,7 @@ class StreamingServer:
             if not data:
                 return None
         if isinstance(handshake.decision, Refusal):
-            await link.flush()
+            await link.flush(self._linger_s)
             return None
         link.unread(handshake.rest)
         return taken[0], handshake.decision

@@ -11,8 +11,11 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 _CHUNK_BYTES = 64 << 10
+_MOVE_BYTES = 1 << 20
 
 
 class Spool:
@@ -23,12 +26,16 @@ class Spool:
         *,
         memory_bytes: int = 1 << 20,
         file_bytes: int = 64 << 20,
+        directory: Path | None = None,
         on_take: Callable[[], None] = lambda: None,
     ) -> None:
         """memory_bytes: kept in memory; file_bytes: beyond that in a file without a name. Together the bound.
 
+        directory: where the file is, None for that of temporary files. It takes at most twice what waits, or twice
+        file_bytes.
         on_take: called after something was taken out.
         """
+        self._directory = directory
         self._on_take = on_take
         #: all that was ever taken out
         self.taken_bytes = 0
@@ -78,7 +85,7 @@ class Spool:
 
     def _spill(self, data: bytes) -> None:
         if self._file < 0:
-            with tempfile.TemporaryFile(buffering=0) as file:
+            with tempfile.TemporaryFile(buffering=0, dir=self._directory) as file:
                 self._file = os.dup(file.fileno())
         view = memoryview(data)
         while view:
@@ -118,7 +125,20 @@ class Spool:
         if self._read_at == self._write_at:
             os.ftruncate(self._file, 0)
             self._read_at = self._write_at = 0
+        elif self._read_at >= max(self._write_at - self._read_at, self._file_bytes):
+            with suppress(OSError):  # what could not be moved is still where it was
+                self._move_to_front()
         return data
+
+    def _move_to_front(self) -> None:
+        """Give back the room of what was read, once it is no less than the rest: so each byte is moved once or so."""
+        left = self._write_at - self._read_at
+        moved = 0
+        while moved < left:
+            data = os.pread(self._file, min(_MOVE_BYTES, left - moved), self._read_at + moved)
+            moved += os.pwrite(self._file, data, moved)
+        self._read_at, self._write_at = 0, left
+        os.ftruncate(self._file, left)
 
     def close(self) -> None:
         """Drop everything and wake who waits."""

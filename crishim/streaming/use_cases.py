@@ -22,6 +22,10 @@ class Session(Protocol):
         """How it ended."""
         ...
 
+    async def wait_ended(self) -> None:
+        """Return when the process has ended, whether its output was read or not."""
+        ...
+
     def close(self) -> None:
         """The client is gone, or was told the end. Nobody may be waiting for the stdio."""
         ...

@@ -130,6 +130,42 @@ def test_a_client_that_does_not_read_makes_the_process_wait_and_nothing_grows() 
     run(test)
 
 
+def test_an_ended_process_waits_only_shortly_for_a_client_that_does_not_read() -> None:
+    async def test() -> None:
+        async with serving(linger_s=0.2) as (machine, server):
+            client = await ExecClient.connect(machine.url(sh("yes & exit 0")), "stdout", "stderr")
+            await until(lambda: server.sessions == 0, "the end of the session")
+            client.client.drop()
+
+    run(test)
+
+
+def test_a_client_that_reads_slowly_gets_all_of_an_ended_process() -> None:
+    async def test() -> None:
+        async with serving(linger_s=1.0) as (machine, _):
+            client = await ExecClient.connect(machine.url(sh("head -c 12000000 /dev/zero")), "stdout", "stderr")
+            while client.streams["error"] not in client.client.ended:
+                await client.client.receive()
+                await asyncio.sleep(0.02)  # slowness is what is tested
+            assert len(client.received("stdout")) == 12_000_000
+            await client.client.close()
+
+    run(test)
+
+
+def test_input_that_no_disk_takes_ends_the_session_with_a_sentence(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(spool_dir=tmp_path / "missing") as (machine, _):
+            request = sh("exec sleep 1000", stdin=True, stderr=False)
+            client = await ExecClient.connect(machine.url(request), "stdin", "stdout")
+            for _ in range(4):
+                client.type(b"x" * (1 << 20))
+            status = await client.status()
+            assert "the input cannot be kept: no such file or directory" in status["message"]
+
+    run(test)
+
+
 def test_a_background_process_that_holds_the_output_does_not_hold_the_session(tmp_path: Path) -> None:
     async def test() -> None:
         async with serving() as (machine, _):

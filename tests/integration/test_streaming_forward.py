@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -159,6 +160,32 @@ def test_a_forward_that_stays_stuck_at_the_bound_is_reset_and_the_others_go_on()
                 client.send(first, b"x" * (1 << 20))
             client.send(second, b"through", fin=True)
             await client.until(lambda: second in client.ended and first in client.reset)
+            asleep.set()
+            await client.close()
+
+    run(test)
+
+
+def test_a_forward_whose_input_no_disk_takes_is_reset_alone(tmp_path: Path) -> None:
+    async def test() -> None:
+        asleep = asyncio.Event()
+
+        async def stuck(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+            await asleep.wait()
+
+        async with (
+            serving(spool_dir=tmp_path / "missing") as (machine, _),
+            listening(echo) as port,
+            listening(stuck) as stuck_port,
+        ):
+            client = await SpdyClient.connect(machine.url(SANDBOX), "portforward.k8s.io")
+            _, first = await client.open_forward(stuck_port, 0)
+            _, second = await client.open_forward(port, 1)
+            for _ in range(40):
+                client.send(first, b"x" * (1 << 20))
+            client.send(second, b"through", fin=True)
+            await client.until(lambda: second in client.ended and first in client.reset)
+            assert client.received[second] == b"through"
             asleep.set()
             await client.close()
 

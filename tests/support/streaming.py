@@ -66,6 +66,9 @@ class ProcessSession:
     async def wait(self) -> Ending:
         return await asyncio.shield(self._ended)
 
+    async def wait_ended(self) -> None:
+        await self.wait()
+
     def close(self) -> None:
         self.stdio.close()
         if not self._ended.done():
@@ -82,6 +85,9 @@ class AttachSession:
 
     async def wait(self) -> Ending:
         return Exited(0)
+
+    async def wait_ended(self) -> None:
+        await asyncio.Event().wait()  # it goes on
 
     def close(self) -> None:
         self.stdio.close()

@@ -53,6 +53,27 @@ def test_a_full_spool_has_room_again_when_half_of_it_was_taken() -> None:
     asyncio.run(run())
 
 
+def test_the_file_of_a_long_transfer_is_no_larger_than_twice_what_may_wait() -> None:
+    async def run() -> None:
+        spool = Spool(memory_bytes=1000, file_bytes=200_000)
+        sent, taken, sizes = b"", b"", []
+        for number in range(400):
+            while not spool.is_full and len(sent) - len(taken) < 150_000:  # a reader that is always behind
+                piece = bytes([number % 256]) * 20_000
+                sent += piece
+                spool.put(piece)
+            taken += await spool.get() or b""
+            sizes.append(os.fstat(spool._file).st_size)
+        spool.end()
+        taken += await drained(spool)
+        spool.close()
+        assert taken == sent
+        assert len(sent) > 10_000_000
+        assert max(sizes) < 500_000
+
+    asyncio.run(run())
+
+
 def test_a_closed_spool_wakes_who_waits_drops_what_comes_and_has_no_file() -> None:
     async def run() -> None:
         before = set(os.listdir("/proc/self/fd"))
