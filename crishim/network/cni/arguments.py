@@ -21,7 +21,9 @@ IPS_ANNOTATION = "cni.crishim.io/ips"
 """Addresses that the pod asks for, comma separated. Only where the node's configuration declares `ips`."""
 
 _POD_ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
-_QUANTITY = re.compile(r"(\d+)(?:\.(\d+))?(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
+#: the lengths keep a hostile annotation from being a number that takes long, or that int() refuses
+_QUANTITY = re.compile(r"([0-9]{1,30})(?:\.([0-9]{1,30}))?(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
+_SHOWN_CHARACTERS = 40
 _DECIMAL, _BINARY = "kMGTPE", "KMGTPE"
 #: what Kubernetes accepts, in bits per second
 _LEAST_RATE, _MOST_RATE = 1000, 10**15
@@ -80,9 +82,11 @@ def runtime_config(plugin: PluginConf, arguments: Mapping[str, Any]) -> dict[str
 
 def parse_rate(text: str, field: str) -> int:
     """Bits per second of a quantity such as "10M". InvalidSpec outside 1k..1P or when it is not one."""
-    match = _QUANTITY.fullmatch(text.strip())
+    text = text.strip()
+    shown = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+    match = _QUANTITY.fullmatch(text)
     if not match:
-        raise InvalidSpec(f"annotation {field}: {text!r} is not a rate such as 10M")
+        raise InvalidSpec(f"annotation {field}: {shown!r} is not a rate such as 10M")
     whole, fraction, unit = match[1], match[2] or "", match[3] or ""
     factor: int = 1
     if unit.endswith("i"):
@@ -91,7 +95,7 @@ def parse_rate(text: str, field: str) -> int:
         factor = 1000 ** (_DECIMAL.index(unit) + 1)
     rate = int(int(whole + fraction) * factor // 10 ** len(fraction))
     if not _LEAST_RATE <= rate <= _MOST_RATE:
-        raise InvalidSpec(f"annotation {field}: {text!r} is not within 1k..1P")
+        raise InvalidSpec(f"annotation {field}: {shown!r} is not within 1k..1P")
     return rate
 
 

@@ -32,18 +32,34 @@ def network_result(result: Mapping[str, Any]) -> NetworkResult:
     }
     ips, gateways = [], []
     for entry in _list(result, "ips"):
-        if not isinstance(entry, dict) or entry.get("interface", next(iter(own), -1)) not in (own or {-1}):
+        if not isinstance(entry, dict) or _interface_of(entry, default=next(iter(own), -1)) not in (own or {-1}):
             continue
-        try:
-            ips.append(str(ipaddress.ip_interface(entry["address"]).ip))
-        except (KeyError, ValueError):
-            raise Unavailable(f"the result has the address {entry.get('address')!r}") from None
+        ips.append(_address_of(entry))
         if entry.get("gateway"):
             gateways.append(str(entry["gateway"]))
     if not ips:
         raise Unavailable(f"the result has no IP address for {POD_INTERFACE}")
     mac = next((str(interfaces[index].get("mac", "")) for index in sorted(own)), "")
     return NetworkResult(tuple(ips), mac=mac, gateways=tuple(gateways))
+
+
+def _interface_of(entry: Mapping[str, Any], default: int) -> int:
+    index = entry.get("interface")
+    if index is None:
+        return default
+    if not isinstance(index, int) or isinstance(index, bool):
+        raise Unavailable(f"the result has an address of interface {_quoted(index)}, which is not a number")
+    return index
+
+
+def _address_of(entry: Mapping[str, Any]) -> str:
+    address = entry.get("address")
+    try:
+        if not isinstance(address, str):  # a number would be taken for the bits of an address
+            raise ValueError
+        return str(ipaddress.ip_interface(address).ip)
+    except ValueError:
+        raise Unavailable(f"the result has the address {_quoted(address)}") from None
 
 
 def describe_failure(output: bytes, diagnostics: bytes, exit_code: int) -> str:
@@ -63,6 +79,10 @@ def describe_failure(output: bytes, diagnostics: bytes, exit_code: int) -> str:
 def _list(document: Mapping[str, Any], key: str) -> list[Any]:
     value = document.get(key)
     return value if isinstance(value, list) else []
+
+
+def _quoted(value: Any) -> str:
+    return _shortened(json.dumps(value, ensure_ascii=False).encode(errors="replace"), most=100)
 
 
 def _shortened(output: bytes, most: int = 500) -> str:

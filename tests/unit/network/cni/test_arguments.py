@@ -78,6 +78,13 @@ def test_what_is_no_rate_is_refused_with_its_text(text: str) -> None:
         parse_rate(text, "a")
 
 
+@pytest.mark.parametrize("text", ["1" * 5000, "0." + "1" * 5000 + "Ei", "١" * 4])
+def test_a_hostile_rate_is_refused_in_a_short_sentence(text: str) -> None:
+    with pytest.raises(InvalidSpec) as refused:
+        parse_rate(text, "a")
+    assert len(str(refused.value)) < 200
+
+
 def test_an_address_that_is_none_is_refused() -> None:
     with pytest.raises(InvalidSpec, match="'x' is not an IP address"):
         capability_args(replace(SANDBOX, annotations={"cni.crishim.io/ips": "x"}), "")

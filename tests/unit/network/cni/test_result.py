@@ -42,7 +42,17 @@ def test_a_result_without_an_address_for_the_pod_is_refused(ips: Any) -> None:
         network_result({**FULL, "ips": ips})
 
 
-@pytest.mark.parametrize("entry", [{"address": "x"}, {}])
+@pytest.mark.parametrize("interface", [[], {"a": 1}, "2", True, 2.0])
+def test_an_interface_that_is_no_number_is_refused_with_its_text(interface: Any) -> None:
+    with pytest.raises(Unavailable, match=r"an address of interface .*, which is not a number"):
+        network_result({**FULL, "ips": [{"interface": interface, "address": "10.1.0.5/24"}]})
+
+
+def test_an_interface_that_is_null_is_the_pods_device() -> None:
+    assert network_result({**FULL, "ips": [{"interface": None, "address": "10.1.0.5/24"}]}).ips == ("10.1.0.5",)
+
+
+@pytest.mark.parametrize("entry", [{"address": "x"}, {}, {"address": 5}, {"address": ["10.1.0.5/24"]}, {"address": {}}])
 def test_an_address_that_is_none_is_refused(entry: dict[str, Any]) -> None:
     with pytest.raises(Unavailable, match="has the address"):
         network_result({"ips": [entry]})
