@@ -1,22 +1,28 @@
 """Runs one plugin: a program of the search path that reads JSON from stdin and answers on stdout.
 
 The three streams are memory files, not pipes: a daemon that a plugin leaves behind with its stdout cannot make us wait,
-and a plugin that does not read cannot block us. At the deadline the plugin's whole session is killed.
+and a plugin that does not read cannot block us. At the deadline the plugin's process group is killed:
+the plugin and what it started, but for those that made a group of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from crishim.errors import Unavailable
 from crishim.network.cni.result import describe_failure
 
+logger = logging.getLogger(__name__)
+
 _MOST_BYTES = 4 << 20
+#: from SIGKILL to the end of a process, unless a system call of it cannot be interrupted
+_REAP_S = 5.0
 
 
 def find_plugin(name: str, directories: Sequence[Path]) -> Path:
@@ -52,8 +58,7 @@ async def run_plugin(path: Path, environment: Mapping[str, str], request: bytes)
         try:
             code = await process.wait()
         except BaseException:
-            _kill_session(process.pid)
-            await process.wait()
+            await _kill(process, path)
             raise
         answer = os.pread(output, _MOST_BYTES, 0)
         if code != 0:
@@ -62,12 +67,17 @@ async def run_plugin(path: Path, environment: Mapping[str, str], request: bytes)
         return answer
 
 
-def _kill_session(leader: int) -> None:
-    # not reaped yet, so the number is still its own
+async def _kill(process: asyncio.subprocess.Process, path: Path) -> None:
+    """The plugin and its group. One that hangs in the kernel dies when that lets it; nobody waits for it longer."""
+    if process.returncode is not None:
+        return  # reaped, so the number may be that of somebody else
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     try:
-        os.killpg(leader, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+        async with asyncio.timeout(_REAP_S):
+            await process.wait()
+    except TimeoutError:
+        logger.error("CNI plugin %s, process %d, did not die of SIGKILL within %g s", path, process.pid, _REAP_S)
 
 
 @contextmanager
