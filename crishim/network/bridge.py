@@ -11,7 +11,9 @@ import asyncio
 import errno
 import ipaddress
 import logging
+import math
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _READY_WAIT_S = 1.0
+#: the kernel is asked for our table at most this often; the kubelet asks for Status every 5 s, each run of a pod too
+_TABLE_EVERY_S = 3.0
 _NOT_OPEN = Readiness(False, "NetworkStarting", "the pod network is not set up yet")
 
 
@@ -67,6 +71,8 @@ class BridgeNetwork:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="crishim-network")
         #: what the last setup found; read by the loop's thread, replaced by the other one
         self._readiness = _NOT_OPEN
+        #: when the table of rules was there (monotonic)
+        self._table_seen_at = -math.inf
         #: detaches that wait for the thread; whichever gets it serves all
         self._leaving: deque[_Leaving] = deque()
 
@@ -78,14 +84,15 @@ class BridgeNetwork:
         self._thread.shutdown()
 
     async def ready(self) -> Readiness:
-        """Sets the bridge up again when it was not ready, so that a repaired node needs no restart.
+        """Sets the bridge up again when it was not ready or lost its rules, so that a repaired node needs no restart.
 
         A disk that hangs must not hang Status, so the answer is the last known one when the thread is busy for long.
         """
-        if self._readiness.ready and self._kernel.is_forwarding():
+        seen_lately = time.monotonic() - self._table_seen_at < _TABLE_EVERY_S
+        if seen_lately and self._readiness.ready and self._kernel.is_forwarding():
             return self._readiness
         try:
-            return await asyncio.wait_for(self._run(self._refresh), _READY_WAIT_S)
+            return await asyncio.wait_for(self._run(self._look_after), _READY_WAIT_S)
         except TimeoutError:
             return self._readiness
 
@@ -161,14 +168,33 @@ class BridgeNetwork:
             readiness = error.readiness
         except OSError as error:
             readiness = Readiness(False, "BridgeFailed", f"the bridge cannot be set up: {error.strerror}")
+        except CrishimError as error:
+            readiness = Readiness(False, "AddressPoolFailed", str(error))
         else:
             readiness = Readiness(True, message=warning)
+            self._table_seen_at = time.monotonic()
         if readiness != self._readiness and readiness.message:
             logger.warning("pod network: %s", readiness.message)
         self._readiness = readiness
 
     def _refresh(self) -> Readiness:
         if self._pool is not None and not (self._readiness.ready and self._kernel.is_forwarding()):
+            self._setup()
+        return self._readiness
+
+    def _look_after(self) -> Readiness:
+        """`_refresh`, and the rules are made again when somebody deleted them: nothing else tells of it."""
+        if not self._refresh().ready or time.monotonic() - self._table_seen_at < _TABLE_EVERY_S:
+            return self._readiness
+        try:
+            present = self._kernel.has_table()
+        except OSError as error:
+            logger.warning("the nftables rules of pods cannot be looked at: %s", error.strerror)
+            present = False
+        if present:
+            self._table_seen_at = time.monotonic()
+        else:
+            logger.warning("the nftables rules of pods were deleted; they are made again")
             self._setup()
         return self._readiness
 

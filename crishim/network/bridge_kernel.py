@@ -157,6 +157,16 @@ class BridgeKernel:
         """Whether the node still forwards packets of the families in use; a program may have turned it off."""
         return all(self._read(path) == value for path, value in _forwarding(self._rules.versions))
 
+    def has_table(self) -> bool:
+        """Whether the table of rules is there; a firewall that is loaded anew may have flushed all tables."""
+        try:
+            self._netfilter_socket().query(nftables.get_table(nftables.FAMILY_INET, self._names.table))
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise
+        return True
+
     def remove_strays(self, keep: Collection[str]) -> None:
         """Ports of the bridge that belong to none of these sandboxes."""
         kept = {port_name(sandbox_id) for sandbox_id in keep}

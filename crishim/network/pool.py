@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,16 +49,21 @@ class Reservation:
 
 
 class AddressPool:
-    """The pool of one instance. Raises Unavailable when the disk refuses, for instance because it is full."""
+    """The pool of one instance. Each method raises Exhausted when the disk is full, and Unavailable when it refuses or
+    the file is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         """Opens or makes the file. Unsupported when a newer version of crishim wrote it."""
-        # threads take turns, see the top of this module
-        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._path = path
+        with self._translated("opened"):
+            # threads take turns, see the top of this module
+            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = FULL")
-            self._migrate(path)
+            with self._translated("used"):
+                self._database.execute("PRAGMA journal_mode = WAL")
+                self._database.execute("PRAGMA synchronous = FULL")
+                self._migrate(path)
         except BaseException:
             self._database.close()
             raise
@@ -105,7 +110,8 @@ class AddressPool:
 
     def pod_cidr(self) -> tuple[Subnet, ...]:
         """What `set_pod_cidr` kept last; empty when it was never called."""
-        rows = self._database.execute("SELECT subnet FROM pod_cidr ORDER BY rowid")
+        with self._translated("read"):
+            rows = self._database.execute("SELECT subnet FROM pod_cidr ORDER BY rowid").fetchall()
         return tuple(ipaddress.ip_network(subnet) for (subnet,) in rows)
 
     def set_pod_cidr(self, subnets: Sequence[Subnet]) -> None:
@@ -115,13 +121,19 @@ class AddressPool:
             self._database.executemany("INSERT INTO pod_cidr VALUES (?)", [(str(each),) for each in subnets])
 
     def _read(self, where: str, values: tuple[str, ...]) -> Iterable[Reservation]:
+        with self._translated("read"):
+            addresses = self._database.execute(
+                f"SELECT sandbox_id, ip, subnet FROM address {where} ORDER BY rowid", values
+            ).fetchall()
+            host_ports = self._database.execute(
+                f"SELECT sandbox_id, protocol, container_port, host_port, host_ip FROM port {where} ORDER BY rowid",
+                values,
+            ).fetchall()
         interfaces: dict[str, list[Interface]] = {}
-        query = f"SELECT sandbox_id, ip, subnet FROM address {where} ORDER BY rowid"
-        for sandbox_id, ip, subnet in self._database.execute(query, values):
+        for sandbox_id, ip, subnet in addresses:
             interfaces.setdefault(sandbox_id, []).append(_interface(ip, ipaddress.ip_network(subnet)))
         ports: dict[str, list[PortMapping]] = {}
-        query = f"SELECT sandbox_id, protocol, container_port, host_port, host_ip FROM port {where} ORDER BY rowid"
-        for sandbox_id, *port in self._database.execute(query, values):
+        for sandbox_id, *port in host_ports:
             ports.setdefault(sandbox_id, []).append(PortMapping(*port))
         return (Reservation(each, tuple(interfaces[each]), tuple(ports.get(each, ()))) for each in interfaces)
 
@@ -161,7 +173,7 @@ class AddressPool:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """IMMEDIATE, so that a second server on this file fails here and not half-way."""
-        try:
+        with self._translated("written"):
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -169,10 +181,19 @@ class AddressPool:
             except BaseException:
                 # sqlite has rolled back by itself after some errors of COMMIT
                 if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
+                    with suppress(sqlite3.Error):
+                        self._database.execute("ROLLBACK")
                 raise
-        except sqlite3.OperationalError as error:
-            raise Unavailable(f"the address pool cannot be written: {error}") from error
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        """Errors of sqlite become ours; `what` is what cannot be done to the file."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise Exhausted(f"address pool {self._path} cannot grow: the disk is full") from error
+            raise Unavailable(f"address pool {self._path} cannot be {what}: {error}") from error
 
     def _migrate(self, path: Path) -> None:
         (version,) = self._database.execute("PRAGMA user_version").fetchone()

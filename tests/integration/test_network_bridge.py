@@ -17,7 +17,7 @@ import pytest
 
 from crishim.errors import Unavailable
 from crishim.model.sandbox import PortMapping, SandboxConfig
-from crishim.network import netlink_socket
+from crishim.network import bridge, netlink_socket
 from crishim.network.bridge import BridgeNetwork, parse_subnets
 from crishim.network.bridge_kernel import BridgeKernel, BridgeNames, port_name
 from crishim.network.door import Attachment
@@ -490,6 +490,26 @@ def test_forwarding_that_was_turned_off_is_turned_on_again(tmp_path: Path) -> No
         await asyncio.to_thread(forward.write_text, "0")
         assert (await network.ready()).ready
         assert await asyncio.to_thread(forward.read_text) == "1\n"
+
+    _bridge(tmp_path, scenario)
+
+
+@in_new_netns
+def test_rules_that_a_firewall_flushed_come_back_when_readiness_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge, "_TABLE_EVERY_S", 0.0)
+
+    async def scenario(network: BridgeNetwork) -> None:
+        with Netns() as pod:
+            await network.attach(_attachment("a", pod, PortMapping("tcp", 80, 8080)), deadline_s=5)
+            held = _pods_in_rules()
+            assert (await network.ready()).ready and _pods_in_rules() == held
+            _run("nft flush ruleset")
+            assert _pods_in_rules() == []
+            assert (await network.ready()).ready
+            assert _pods_in_rules() == held and _ports_in_rules() == 2
+            await network.detach("a", None, deadline_s=5)
 
     _bridge(tmp_path, scenario)
 

@@ -12,6 +12,7 @@ import pytest
 
 from crishim.errors import AlreadyExists, InvalidSpec, TimedOut, Unavailable
 from crishim.model.sandbox import PortMapping, SandboxConfig
+from crishim.network import bridge
 from crishim.network.bridge import BridgeNetwork, parse_subnets, validated_ports
 from crishim.network.bridge_kernel import BridgeKernel, BridgeNames, NotReady, mac_of, port_name
 from crishim.network.door import Attachment, Readiness
@@ -27,6 +28,7 @@ class FakeKernel(BridgeKernel):
     calls: list[str] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
     forwarding: bool = True
+    table: bool = True
 
     def _note(self, call: str) -> None:
         self.calls.append(call)
@@ -46,6 +48,10 @@ class FakeKernel(BridgeKernel):
 
     def is_forwarding(self) -> bool:
         return self.forwarding
+
+    def has_table(self) -> bool:
+        self._note("table?")
+        return self.table
 
     def close(self) -> None: ...
 
@@ -152,6 +158,42 @@ def test_what_a_node_lacks_is_said_until_it_is_repaired(tmp_path: Path) -> None:
         kernel.failures = [NotReady("SysctlRefused", "net.ipv4.ip_forward")]
         with pytest.raises(Unavailable, match="ip_forward"):
             await network.attach(_attachment("a"), deadline_s=5)
+        await network.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_pool_that_cannot_be_read_is_told_as_not_ready(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        kernel = FakeKernel()
+        network = _network(tmp_path, kernel)
+        await network.open()
+        network._opened()._database.execute("DROP TABLE pod_cidr")
+        kernel.forwarding = False
+        assert (await network.ready()).reason == "AddressPoolFailed"
+        await network.close()
+
+    asyncio.run(scenario())
+
+
+def test_rules_that_somebody_deleted_are_made_again_when_readiness_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        kernel = FakeKernel()
+        network = _network(tmp_path, kernel)
+        await network.open()
+        await network.attach(_attachment("a"), deadline_s=5)
+        kernel.calls.clear()
+        assert await network.ready() == Readiness(True)
+        assert kernel.calls == []  # the setup was a moment ago
+        monkeypatch.setattr(bridge, "_TABLE_EVERY_S", 0.0)
+        assert await network.ready() == Readiness(True)
+        kernel.table = False
+        assert await network.ready() == Readiness(True)
+        assert kernel.calls == ["table?", "table?", "ensure 10.88.0.0/24 for 1"]
+        kernel.failures = [OSError(errno.ENOBUFS, "no room"), NotReady("NftablesMissing", "no nftables")]
+        assert (await network.ready()).reason == "NftablesMissing"
         await network.close()
 
     asyncio.run(scenario())

@@ -157,8 +157,46 @@ def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 
 def test_a_disk_that_refuses_is_unavailable(pool: AddressPool) -> None:
     pool._database.execute("PRAGMA query_only = ON")
-    with pytest.raises(Unavailable, match="address pool cannot be written"):
+    with pytest.raises(Unavailable, match=r"address pool .*network\.db cannot be written"):
         pool.reserve("a", (FOUR,))
+
+
+def test_a_disk_that_is_full_is_told_as_such(pool: AddressPool) -> None:
+    (pages,) = pool._database.execute("PRAGMA page_count").fetchone()
+    pool._database.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(Exhausted, match="the disk is full"):
+        pool.set_pod_cidr([ipaddress.ip_network(f"fd00:{number:x}::/64") for number in range(1, 2000)])
+    assert pool.pod_cidr() == ()
+
+
+@pytest.mark.parametrize("content", [b"no database at all" * 500, b"SQLite format 3\0" + b"\xff" * 8000])
+def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "network.db"
+    path.write_bytes(content)
+    with pytest.raises(Unavailable, match=r"address pool .*network\.db cannot be used"):
+        AddressPool(path)
+
+
+def test_a_file_that_cannot_be_opened_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="cannot be opened"):
+        AddressPool(tmp_path / "nowhere" / "network.db")
+
+
+def test_a_file_that_is_damaged_in_its_tables_is_unavailable(tmp_path: Path) -> None:
+    path = tmp_path / "network.db"
+    AddressPool(path).close()
+    with open(path, "r+b") as file:
+        file.seek(4096)  # the first page, with the schema, stays
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    pool = AddressPool(path)
+    try:
+        for use in (pool.list, pool.pod_cidr, lambda: pool.find("a"), lambda: pool.reserve("a", (FOUR,))):
+            with pytest.raises(Unavailable, match=r"cannot be (read|written)"):
+                use()
+        with pytest.raises(Unavailable, match="cannot be written"):
+            pool.release("a")
+    finally:
+        pool.close()
 
 
 @settings(max_examples=40, deadline=None)
