@@ -29,7 +29,7 @@ _TURNS = 4
 class InitProcess:
     """A container of this pod. Owns its pidfd, its output pipes (or pty master), its stdin pipe and its log.
 
-    Until its starter has answered it has no pidfd.
+    It has a pidfd from the starter's answer to its exit.
     """
 
     __slots__ = (
@@ -224,6 +224,10 @@ class InitProcess:
         self._close_stdin(loop)
         if self.log is not None:
             self.log.close()
+        self.close_pidfd()
+
+    def close_pidfd(self) -> None:
+        """The process is reaped, or was never there."""
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1

@@ -317,7 +317,7 @@ class Monitor:
         for init in self.containers.values():
             entry: dict[str, object] = {"id": init.id, "pid": init.pid, "started_at_ns": init.started_at_ns}
             entry["exit"] = init.exit
-            if init.pidfd < 0:
+            if init.pidfd < 0 and init.exit is None:
                 continue  # its starter is at work, and the answer will tell
             if init.exit is None:
                 entry["pidfd"] = len(fds)
@@ -369,6 +369,7 @@ class Monitor:
         if info is None:
             return
         self.loop.forget(init.pidfd)
+        init.close_pidfd()
         if not init.own_pid_namespace:
             self._kill(init)  # with its own namespace the kernel has done it
         init.drain(self.loop)

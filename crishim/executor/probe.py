@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections import namedtuple
+from typing import NamedTuple
 
 from crishim.executor.plan import CAPABILITIES
 from crishim.linux import process
 
-#: kernel (major, minor); machine "x86_64"; capabilities: names in our own bounding set
-NodeFacts = namedtuple("NodeFacts", "kernel machine capabilities")
+
+class NodeFacts(NamedTuple):
+    """kernel (major, minor); machine "x86_64"; capabilities: names in our own bounding set."""
+
+    kernel: tuple[int, int]
+    machine: str
+    capabilities: frozenset[str]
 
 
 def probe() -> NodeFacts:

@@ -19,7 +19,14 @@ DOOR_ROOM = "executor's door"
 EVERYTHING = frozenset({"*"})
 
 IN_DOOR_ROOM = frozenset(
-    {"executor.client", "executor.connection", "executor.remote", "executor.requests", "executor.value"}
+    {
+        "executor.client",
+        "executor.connection",
+        "executor.probe",
+        "executor.remote",
+        "executor.requests",
+        "executor.value",
+    }
 )
 """Modules that run in the server and speak to the executor's processes, which never load them."""
 
