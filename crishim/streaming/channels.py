@@ -10,6 +10,7 @@ import base64
 import binascii
 import enum
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -95,6 +96,7 @@ class ResizeDecoder:
 
     _MAX_BYTES = 4096
     _MAX_CELLS = 0xFFFF
+    _SPACE = re.compile(r"\s*")
 
     def __init__(self) -> None:
         self._text = ""
@@ -105,19 +107,23 @@ class ResizeDecoder:
         """The sizes that these bytes complete; sizes below 1 are left out."""
         if self._broken:
             return
-        self._text += data.decode("latin-1")  # every byte is a character, so a cut one can wait for its rest
-        while text := self._text.lstrip():
+        text = self._text + data.decode("latin-1")  # every byte is a character, so a cut one can wait for its rest
+        at = self._after_space(text, 0)
+        while at < len(text):
             try:
-                value, end = self._decoder.raw_decode(text)
+                value, end = self._decoder.raw_decode(text, at)
             except (ValueError, RecursionError):
-                self._broken = len(text) > self._MAX_BYTES or not text.startswith("{")
+                self._broken = len(text) - at > self._MAX_BYTES or text[at] != "{"
                 break
-            self._text = text[end:]
+            at = self._after_space(text, end)
             size = self._size(value)
             if size is not None:
                 yield size
-        if self._broken:
-            self._text = ""
+        self._text = "" if self._broken else text[at:]
+
+    def _after_space(self, text: str, at: int) -> int:
+        match = self._SPACE.match(text, at)
+        return match.end() if match else at
 
     def _size(self, value: object) -> Resized | None:
         if not isinstance(value, dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import struct
+import time
 
 import pytest
 from hypothesis import given
@@ -114,6 +115,13 @@ def test_sizes_that_never_end_are_not_kept() -> None:
     for _ in range(100):
         assert list(decoder.feed(b'{"a":"' + b"x" * 1000)) == []
     assert len(decoder._text) <= 8192
+
+
+def test_the_time_for_sizes_grows_with_their_number_alone() -> None:
+    begin = time.thread_time()
+    sizes = list(ResizeDecoder().feed(b'{"Width":3,"Height":2}\n' * 50_000))
+    assert time.thread_time() - begin < 3
+    assert sizes == [Resized(2, 3)] * 50_000
 
 
 @given(st.lists(st.binary(max_size=50), max_size=6))
