@@ -32,22 +32,36 @@ T = TypeVar("T")
 
 # sockaddr_un holds 107 bytes (unix(7)); the socket is bound under a longer temporary name first.
 _SOCKET_PATH_BYTES = 96
-_REGISTRY = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?")
+_REGISTRY = re.compile(
+    r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[(?P<six>[0-9A-Fa-f:]+)\])(?::(?P<port>[0-9]{1,5}))?"
+)
 _PLATFORM = re.compile(r"linux/[a-z0-9]+(?:/[a-z0-9]+)?")
 _CGROUP = re.compile(r"/?[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*")
-_SIZE = re.compile(r"([0-9]+) ?(B|KiB|MiB|GiB|TiB)")
+_SIZE = re.compile(r"([0-9]{1,19}) ?(B|KiB|MiB|GiB|TiB)")
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _RLIMITS = re.compile(
     "AS|CORE|CPU|DATA|FSIZE|LOCKS|MEMLOCK|MSGQUEUE|NICE|NOFILE|NPROC|RSS|RTPRIO|RTTIME|SIGPENDING|STACK"
 )
 #: a RuntimeClass names its handler by a DNS label
 _HANDLER = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+#: characters of a wrong value that an error shows
+_SHOWN = 200
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def _wrong(path: str, value: object, want: str) -> InvalidSpec:
-    shown = f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else repr(value)
-    return InvalidSpec(f"{path}: {shown} is not {want}")
+    return InvalidSpec(f"{path}: {_shown(value)} is not {want}")
+
+
+def _shown(value: object) -> str:
+    """A value of TOML as a sentence may hold it."""
+    if isinstance(value, str):
+        return f'"{value}"' if len(value) <= _SHOWN else f'"{value[:_SHOWN]}..."'
+    try:
+        shown = str(value).lower() if isinstance(value, bool) else repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists
+        return "a value too large to show"
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
 
 
 def _text(value: object, path: str) -> str:
@@ -178,10 +192,30 @@ def _matching(pattern: re.Pattern[str], want: str) -> Check:
 
 def _endpoint(value: object, path: str) -> str:
     text = _text(value, path)
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not _REGISTRY.fullmatch(parts.netloc) or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in ("http", "https") and _is_registry(parts.netloc) and not (parts.query or parts.fragment)
+    except ValueError:  # a bracket that is not closed
+        good = False
+    if not good:
         raise _wrong(path, value, 'a URL like "https://mirror.example:5000", without a user')
     return text.rstrip("/")
+
+
+def _registry(value: object, path: str) -> str:
+    if not isinstance(value, str) or not _is_registry(value):
+        raise _wrong(path, value, 'a registry like "registry.example:5000"')
+    return value
+
+
+def _is_registry(text: str) -> bool:
+    match = _REGISTRY.fullmatch(text)
+    if match is None or (match["port"] and not 1 <= int(match["port"]) <= 65535):
+        return False
+    try:
+        return match["six"] is None or bool(ipaddress.IPv6Address(match["six"]))
+    except ValueError:
+        return False
 
 
 def _rlimits(value: object, path: str) -> tuple[Rlimit, ...]:
@@ -206,8 +240,6 @@ def _native_platform() -> str:
     machine = platform.machine()
     return f"linux/{_MACHINES.get(machine, machine)}"
 
-
-_registry = _matching(_REGISTRY, 'a registry like "registry.example:5000"')
 
 # The check of each key; it takes the TOML value and the path of the key, and returns the value of the field.
 _CHECKS: Mapping[str, Check] = MappingProxyType(
@@ -428,6 +460,10 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise InvalidSpec(f"configuration {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidSpec(f"configuration {path} is not TOML: {error}") from error
+    except ValueError:  # int() refuses more than 4300 digits
+        raise InvalidSpec(f"configuration {path} holds a number of thousands of digits") from None
+    except RecursionError:
+        raise InvalidSpec(f"configuration {path} holds lists or tables nested too deeply") from None
 
 
 def _checked(kind: type[T], table: object, path: str) -> T:

@@ -126,10 +126,16 @@ def test_sizes_have_units() -> None:
         ("images.mirrors", {"docker.io": ["ftp://x"]}, 'images.mirrors."docker.io"[0]: "ftp://x" is not a URL'),
         ("images.mirrors", {"docker.io": ["https://user:pw@x"]}, "without a user"),
         ("images.mirrors", {"not a host": ["https://x"]}, 'images.mirrors: "not a host" is not a registry'),
+        ("images.mirrors", {"a.b": ["http://[::1"]}, 'images.mirrors."a.b"[0]: "http://[::1" is not a URL'),
+        ("images.mirrors", {"a.b": ["http://[::::]"]}, "is not a URL"),
+        ("images.mirrors", {"a.b": ["http://a.b:65536"]}, "is not a URL"),
+        ("images.mirrors", {"a.b:0": ["http://a.b"]}, "is not a registry"),
         ("images.insecure", ["http://x"], "is not a registry"),
+        ("images.insecure", ["x:65536"], "is not a registry"),
         ("images.platform", "windows/amd64", "is not a platform"),
         ("images.max_layer_bytes", "3 GB", "is not a size"),
         ("images.max_layer_bytes", 5, "is not a size"),
+        ("images.max_layer_bytes", "9" * 5000 + " B", "is not a size"),
         ("images.max_layer_entries", 1.5, "is not a whole number"),
         ("cgroups.parent", "a/../../b", "is not a cgroup path"),
         ("limits.exec_output_bytes", "16 MiB", "is not a size from 1024 to 16711680 bytes"),
@@ -149,6 +155,23 @@ def test_a_wrong_value_is_named_with_its_key(key: str, value: object, sentence: 
     assert str(caught.value).startswith(key)
 
 
+@pytest.mark.parametrize("key", ["images.max_layer_bytes", "stop.kill_wait_s", "network", "server.metrics"])
+def test_what_has_no_text_is_still_named_by_its_key(tmp_path: Path, key: str) -> None:
+    with pytest.raises(InvalidSpec, match=re.escape(f"{key}: a value too large to show is not a")):
+        load(write(tmp_path, f"{key} = 0x1{'0' * 5000}"))
+    nested: list[object] = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(InvalidSpec, match=re.escape(f"{key}: a value too large to show is not a")):
+        load(None, {key: nested})
+
+
+def test_only_the_begin_of_a_long_value_is_shown() -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        load(None, {"network.mode": "x" * 10_000})
+    assert len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize("text", ["colour = 1", "[server]\ncolour = 1", "[network.bridge]\nname = 'x'"])
 def test_an_unknown_key_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(InvalidSpec, match="there is no such key"):
@@ -163,5 +186,9 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(InvalidSpec, match="is not TOML"):
         load(tmp_path / "config.toml")
+    with pytest.raises(InvalidSpec, match="number of thousands of digits"):
+        load(write(tmp_path, "a = " + "9" * 5000))
+    with pytest.raises(InvalidSpec, match="nested too deeply"):
+        load(write(tmp_path, "a = " + "[" * 10_000 + "]" * 10_000))
     with pytest.raises(InvalidSpec, match="cannot be read: Is a directory"):
         load(tmp_path)
