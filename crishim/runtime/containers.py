@@ -19,6 +19,7 @@ from crishim.model.image import Image
 from crishim.model.process import ContainerSpec, RootFs
 from crishim.model.resources import Resources
 from crishim.model.sandbox import NamespaceMode, Sandbox, SandboxConfig, SandboxState
+from crishim.runtime.answers import answered
 from crishim.runtime.devices import host_devices
 from crishim.runtime.executor import Executor
 from crishim.runtime.exits import Exits
@@ -282,7 +283,7 @@ class Containers:
         container = self._store.resolve_container(container_id)
         running = self._live.running(container.id)
         try:
-            await self._live.monitor(running.sandbox_id).reopen_log(container.id)
+            await answered(running.sandbox_id, self._live.monitor(running.sandbox_id).reopen_log(container.id))
         except StartFailed as error:
             raise WrongState(f"the log of container {container.id} cannot be reopened: {error}") from None
 

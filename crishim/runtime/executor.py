@@ -17,6 +17,8 @@ class Monitor(Protocol):
 
     sandbox_id: str
     pid: int
+    #: -1 when it is not known
+    pidfd: int
     containers: dict[str, MonitoredContainer]
     on_exit: Callable[[ExitRecord], None]
     on_started: Callable[[MonitoredContainer], None]

@@ -75,7 +75,7 @@ class Exits:
         """Process 1 of a shared PID namespace died: no container can be started in the pod any more."""
         logger.error("the init process of sandbox %s died, and its PID namespace with it", sandbox_id)
         with suppress(NotFound):
-            self._store.update_sandbox(sandbox_id, lambda old: _not_ready(old, "PodInitExited"))
+            self._store.update_sandbox(sandbox_id, lambda old: not_ready(old, "PodInitExited"))
 
     def started(self, container: LiveContainer, started_at_ns: int) -> Container:
         """An init passed execve(2). Its exit may have arrived before: then that stays."""
@@ -140,13 +140,7 @@ class Exits:
         self._live.ended(event.container_id)
         return changed
 
-    def send(self, container: LiveContainer, number: int, sender: Sender) -> None:
-        """Signal an init, having noted that it was us; one that is gone is fine."""
-        self.note(container, number, sender)
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(container.pidfd, number)
-
-    def note(self, container: LiveContainer, number: int, sender: Sender) -> None:
+    def note(self, container: LiveContainer | Container, number: int, sender: Sender) -> None:
         """We are about to send this signal: the verdict needs to know."""
         note = StopNote(number, sender.value, time.time_ns())
         self._places.write_stop(container.sandbox_id, container.id, note)
@@ -163,7 +157,7 @@ class Exits:
             await self._helper.run(effects.remove, self._hierarchy, container.spec.cgroup.path)
             self.conclude(container.id, sentence, killed=True)
         with suppress(NotFound):
-            self._store.update_sandbox(sandbox_id, lambda old: _not_ready(old, "MonitorLost"))
+            self._store.update_sandbox(sandbox_id, lambda old: not_ready(old, "MonitorLost"))
 
     def conclude(self, container_id: str, sentence: str, *, killed: bool) -> None:
         """End a container that runs no more by its record, or by `sentence` when there is none."""
@@ -206,7 +200,8 @@ def _unwatch(container: LiveContainer) -> None:
         asyncio.get_running_loop().remove_reader(container.pidfd)
 
 
-def _not_ready(sandbox: Sandbox, reason: str) -> Sandbox:
+def not_ready(sandbox: Sandbox, reason: str) -> Sandbox:
+    """The sandbox as it is when nothing can run in it any more; `reason` is a word ("MonitorLost")."""
     return replace(sandbox, state=SandboxState.NOTREADY, reason=reason)
 
 

@@ -13,8 +13,6 @@ import os
 import signal
 from collections.abc import Awaitable
 from contextlib import suppress
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from crishim.cgroups import effects
@@ -26,8 +24,9 @@ from crishim.model.sandbox import Sandbox, SandboxConfig, SandboxState
 from crishim.network.door import Network
 from crishim.runtime import containers as container_use_cases
 from crishim.runtime import sandboxes as sandbox_use_cases
+from crishim.runtime.answers import MonitorSilent, answered, end_listener, end_monitor, until_gone
 from crishim.runtime.executor import Executor, Monitor
-from crishim.runtime.exits import Exits
+from crishim.runtime.exits import Exits, not_ready
 from crishim.runtime.helper import Helper
 from crishim.runtime.live import Live, LiveContainer
 from crishim.runtime.operations import Operations
@@ -41,11 +40,8 @@ from crishim.store.store import LoadReport, Store
 
 logger = logging.getLogger(__name__)
 
-#: a monitor that does not answer is given up for now after this; its pod is left as it is
-_MONITOR_S = 10.0
 #: monitors asked at the same time
 _AT_ONCE = 32
-_NETWORK_S = 30.0
 
 
 class Recovery:
@@ -79,7 +75,7 @@ class Recovery:
         self._exits = exits
         self._removal = removal
         self._helper = helper
-        #: sandboxes whose monitor exists but does not answer
+        #: sandboxes whose monitor exists but does not answer: they stay as they are until it does
         self._silent: set[str] = set()
 
     async def run(self, report: LoadReport) -> None:
@@ -119,23 +115,47 @@ class Recovery:
     async def _adopt(self, directory: Path) -> None:
         sandbox_id = directory.name
         try:
-            async with asyncio.timeout(_MONITOR_S):
-                monitor = await self._executor.adopt_monitor(sandbox_id, directory)
-                if not self._has_sandbox(sandbox_id):
-                    self._live.add_monitor(monitor)
-                    await self._end_containers(monitor)
-                    return
-                self._exits.watch_monitor(monitor)
-                for found in monitor.containers.values():
-                    await self._adopt_container(monitor, found)
+            monitor = await answered(sandbox_id, self._executor.adopt_monitor(sandbox_id, directory))
+            await self._take_over(monitor)
         except NotFound:
             with suppress(FileNotFoundError):
                 os.unlink(directory / "monitor.sock")
-        except TimeoutError:
+        except MonitorSilent as error:
             self._silent.add(sandbox_id)
-            logger.error("the monitor of sandbox %s does not answer", sandbox_id)
+            logger.error("%s; its pod is left as it is until it does", error)
+            self._operations.spawn(self._adopt_late(directory), f"adoption of {sandbox_id}")
         except CrishimError as error:
             logger.error("the monitor of sandbox %s cannot be adopted: %s", sandbox_id, error)
+            await end_listener(directory)
+
+    async def _adopt_late(self, directory: Path) -> None:
+        """The answer may come at any time, or never; then stop and removal of the pod kill the monitor."""
+        sandbox_id = directory.name
+        try:
+            monitor = await self._executor.adopt_monitor(sandbox_id, directory)
+            await self._take_over(monitor)
+            logger.warning("the monitor of sandbox %s answers again", sandbox_id)
+            if not self._has_sandbox(sandbox_id):
+                self._live.drop_monitor(sandbox_id)
+                await end_monitor(monitor)
+        except CrishimError as error:
+            logger.error("the monitor of sandbox %s cannot be adopted: %s", sandbox_id, error)
+            await end_listener(directory)
+        self._silent.discard(sandbox_id)
+        with suppress(NotFound):
+            await self._end_unwatched_sandbox(self._store.get_sandbox(sandbox_id), rebooted=False)
+
+    async def _take_over(self, monitor: Monitor) -> None:
+        if not self._has_sandbox(monitor.sandbox_id):
+            self._live.add_monitor(monitor)
+            await self._end_containers(monitor)
+            return
+        self._exits.watch_monitor(monitor)
+        for found in monitor.containers.values():
+            try:
+                await self._adopt_container(monitor, found)
+            except CrishimError as error:
+                logger.error("container %s of sandbox %s: %s", found.id, monitor.sandbox_id, error)
 
     async def _adopt_container(self, monitor: Monitor, found: MonitoredContainer) -> None:
         sandbox_id = monitor.sandbox_id
@@ -177,17 +197,19 @@ class Recovery:
 
     async def _end_container(self, monitor: Monitor, found: MonitoredContainer) -> None:
         if found.pidfd is not None:
-            with suppress(CrishimError):
+            with suppress(CrishimError, OSError):
                 spec = self._places.read_spec(monitor.sandbox_id, found.id)
                 await self._helper.run(effects.kill, self._executor.hierarchy, spec.cgroup.path)
-            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            asyncio.get_running_loop().add_reader(found.pidfd, _fulfil, ended)
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(found.pidfd, signal.SIGKILL)
-            await ended
-            asyncio.get_running_loop().remove_reader(found.pidfd)
-            os.close(found.pidfd)
-        await monitor.forget(found.id)
+            try:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(found.pidfd, signal.SIGKILL)
+                async with asyncio.timeout(self._settings.kill_wait_s):
+                    await until_gone(found.pidfd)
+            except TimeoutError:
+                logger.error("container %s was killed but does not die", found.id)
+            finally:
+                os.close(found.pidfd)
+        await answered(monitor.sandbox_id, monitor.forget(found.id))
 
     # -- what has no monitor
 
@@ -196,14 +218,18 @@ class Recovery:
         for sandbox in self._store.list_sandboxes():
             if sandbox.id in self._silent:
                 continue
-            watched = self._live.find_monitor(sandbox.id) is not None
-            rebooted = sandbox.id in other_boot
-            for container in self._store.list_containers(sandbox.id):
-                if container.state in (ContainerState.RUNNING, ContainerState.UNKNOWN):
-                    await self._end_unwatched_container(container, rebooted)
-            if not watched and sandbox.state is SandboxState.READY:
-                reason = "NodeRebooted" if rebooted else "MonitorLost"
-                self._store.update_sandbox(sandbox.id, partial(_not_ready, reason))
+            try:
+                await self._end_unwatched_sandbox(sandbox, rebooted=sandbox.id in other_boot)
+            except CrishimError as error:
+                logger.error("what became of sandbox %s cannot be recorded: %s", sandbox.id, error)
+
+    async def _end_unwatched_sandbox(self, sandbox: Sandbox, *, rebooted: bool) -> None:
+        for container in self._store.list_containers(sandbox.id):
+            if container.state in (ContainerState.RUNNING, ContainerState.UNKNOWN):
+                await self._end_unwatched_container(container, rebooted)
+        if self._live.find_monitor(sandbox.id) is None and sandbox.state is SandboxState.READY:
+            reason = "NodeRebooted" if rebooted else "MonitorLost"
+            self._store.update_sandbox(sandbox.id, lambda old: not_ready(old, reason))
 
     async def _end_unwatched_container(self, container: Container, rebooted: bool) -> None:
         if self._live.find(container.id) is not None:
@@ -229,23 +255,29 @@ class Recovery:
         """Take back a run that was cut, finish a removal, or end the network of a pod of another boot."""
         sandbox_id = reservation.id
         what = f"sandbox {sandbox_id}"
+        deadline_s = self._settings.network_deadline_s
         done = True
         if reservation.netns_path is not None:
             present = reservation.netns_path if os.path.exists(reservation.netns_path) else None
             done &= await self._attempt(
-                f"the network of {what}", self._network.detach(sandbox_id, present, deadline_s=_NETWORK_S)
+                f"the network of {what}", self._network.detach(sandbox_id, present, deadline_s=deadline_s)
             )
         monitor = self._live.find_monitor(sandbox_id)
         if monitor is not None:
-            done &= await self._attempt(f"the monitor of {what}", monitor.stop())
+            done &= await self._attempt(f"the monitor of {what}", end_monitor(monitor))
             self._live.drop_monitor(sandbox_id)
+        else:
+            await end_listener(self._places.sandbox(sandbox_id))
         done &= await self._attempt(f"the namespace of {what}", self._removal.remove_pin(reservation.netns_path))
         config = _config_of(reservation)
         if not config.cgroup_parent or self._places.owns_cgroup(sandbox_id):
             path = pod_cgroup(config.cgroup_parent, self._settings.cgroup_root, sandbox_id)
-            await self._helper.run(effects.remove, self._executor.hierarchy, path)
+            done &= await self._attempt(f"the cgroup of {what}", self._removal.remove_cgroup(what, path))
         if done:
-            await self._helper.run(self._places.remove_sandbox, sandbox_id)
+            done = await self._attempt(
+                f"the directory of {what}", self._helper.run(self._places.remove_sandbox, sandbox_id)
+            )
+        if done:
             await self._durable.release_sandbox(sandbox_id)
             logger.info("%s was taken back: its run or its removal had been cut", what)
             return
@@ -271,14 +303,21 @@ class Recovery:
         live = {sandbox.id for sandbox in self._store.list_sandboxes()}
         for directory in self._places.sandboxes.glob("*/"):
             if directory.name not in live | self._silent:
-                await self._helper.run(self._places.remove_sandbox, directory.name)
+                await self._attempt(f"sandbox {directory.name}", self._remove_stray(directory))
         try:
-            left = await self._network.reconcile(live | self._silent, deadline_s=_NETWORK_S)
+            left = await self._network.reconcile(live | self._silent, deadline_s=self._settings.network_deadline_s)
         except CrishimError as error:
             logger.warning("what is left of earlier pod networks cannot be removed: %s", error)
             return
         for sandbox_id in left:
             logger.warning("the network of sandbox %s could not be removed; it is tried again later", sandbox_id)
+
+    async def _remove_stray(self, directory: Path) -> None:
+        monitor = self._live.find_monitor(directory.name)
+        if monitor is not None:
+            await end_monitor(monitor)
+            self._live.drop_monitor(directory.name)
+        await self._helper.run(self._places.remove_sandbox, directory.name)
 
     async def _attempt(self, what: str, work: Awaitable[object]) -> bool:
         """Whether `work` ended well; a failure is logged, and recovery goes on."""
@@ -300,15 +339,6 @@ class Recovery:
             if container.state is ContainerState.CREATED:
                 key = container_use_cases.operation_key(container.sandbox_id, container.config)
                 self._operations.park(key, container.config, container.id)
-
-
-def _fulfil(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-def _not_ready(reason: str, sandbox: Sandbox) -> Sandbox:
-    return replace(sandbox, state=SandboxState.NOTREADY, reason=reason)
 
 
 def _config_of(reservation: SandboxReservation) -> SandboxConfig:

@@ -8,7 +8,8 @@ from contextlib import suppress
 from crishim.cgroups import effects
 from crishim.errors import CrishimError, NotFound, Unavailable
 from crishim.images.rootfs import RootFsStore
-from crishim.model.container import Container
+from crishim.model.container import Container, ContainerState
+from crishim.runtime.answers import MonitorSilent, answered
 from crishim.runtime.executor import Executor
 from crishim.runtime.helper import Helper
 from crishim.runtime.live import Live
@@ -63,24 +64,39 @@ class Removal:
         operation.enter("remove_container.forgotten")
         monitor = self._live.find_monitor(container.sandbox_id)
         if monitor is not None:
-            with suppress(Unavailable):  # it is gone, and what it knew with it
-                await monitor.forget(container.id)
+            try:
+                await answered(container.sandbox_id, monitor.forget(container.id))
+            except MonitorSilent:
+                raise
+            except Unavailable:
+                pass  # it is gone, and what it knew with it
         reached("remove_container.forgotten")
         operation.enter("remove_container.rootfs")
+        if self._store.get_container(container.id).state is ContainerState.CREATED:
+            with suppress(OSError):  # what a start has left whose monitor was killed
+                await self._helper.run(effects.kill, self._executor.hierarchy, container.cgroup_path)
         await self.discard(container.sandbox_id, container.id, container.cgroup_path)
         reached("remove_container.rootfs")
         self._store.remove_container(container.id)
         reached("remove_container.status")
 
     async def discard(self, sandbox_id: str, container_id: str, cgroup_path: str) -> None:
-        """Remove cgroup, root and files of a container without a process; safe to repeat."""
+        """Remove cgroup, root and files of a container without a process; safe to repeat.
+
+        Unavailable when a process is in its cgroup: its root and its records stay with it.
+        """
         if cgroup_path:
-            await self._helper.run(effects.remove, self._executor.hierarchy, cgroup_path)
+            await self.remove_cgroup(f"container {container_id}", cgroup_path)
         try:
             await self._rootfs.release(container_id)
         except OSError as error:
             raise Unavailable(f"the root of container {container_id} cannot be removed: {error.strerror}") from error
         self._places.remove_container(sandbox_id, container_id)
+
+    async def remove_cgroup(self, whose: str, path: str) -> None:
+        """Remove a cgroup with all below it; Unavailable when a process is in it."""
+        if not await self._helper.run(effects.remove, self._executor.hierarchy, path):
+            raise Unavailable(f"the cgroup {path} of {whose} cannot be removed: a process is in it")
 
     async def remove_pin(self, path: str | None) -> None:
         """Remove the pin of a network namespace when it is still there."""

@@ -16,6 +16,7 @@ from crishim.executor.client import PodSpec
 from crishim.model.resources import Resources
 from crishim.model.sandbox import NamespaceMode, Sandbox, SandboxConfig, SandboxState
 from crishim.network.door import Attachment, Network
+from crishim.runtime.answers import answered, end_listener, end_monitor
 from crishim.runtime.executor import Executor, Monitor
 from crishim.runtime.exits import Exits
 from crishim.runtime.helper import Helper
@@ -186,9 +187,11 @@ class Sandboxes:
 
     async def _attach(self, sandbox: Sandbox, monitor: Monitor) -> Sandbox:
         assert sandbox.netns_path is not None
-        netns = await monitor.open_netns()
+        netns = await answered(sandbox.id, monitor.open_netns())
         try:
-            netlink = await monitor.open_socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)
+            netlink = await answered(
+                sandbox.id, monitor.open_socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)
+            )
             try:
                 result = await self._network.attach(
                     Attachment(
@@ -270,7 +273,7 @@ class Sandboxes:
         reached("remove_sandbox.containers")
         operation.enter("remove_sandbox.cgroup")
         if self._places.owns_cgroup(sandbox.id):
-            await self._helper.run(effects.remove, self._executor.hierarchy, sandbox.cgroup_path)
+            await self._removal.remove_cgroup(f"sandbox {sandbox.id}", sandbox.cgroup_path)
         reached("remove_sandbox.cgroup")
         self._store.remove_sandbox(sandbox.id)
         reached("remove_sandbox.status")
@@ -290,8 +293,10 @@ class Sandboxes:
     async def _stop_monitor(self, sandbox: Sandbox) -> None:
         monitor = self._live.find_monitor(sandbox.id)
         if monitor is not None:
-            await monitor.stop()
+            await end_monitor(monitor)
             self._live.drop_monitor(sandbox.id)
+        else:
+            await end_listener(self._places.sandbox(sandbox.id))
         await self._removal.remove_pin(sandbox.netns_path)
 
     async def update_resources(self, sandbox_id: str, overhead: Resources | None, resources: Resources | None) -> None:

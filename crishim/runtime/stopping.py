@@ -14,8 +14,9 @@ from contextlib import suppress
 from crishim.cgroups import effects
 from crishim.cgroups.hierarchy import Hierarchy
 from crishim.errors import NotFound, StartFailed, Unavailable
-from crishim.model.container import ContainerState
+from crishim.model.container import Container, ContainerState
 from crishim.model.events import Sender
+from crishim.runtime.answers import MonitorSilent, answered
 from crishim.runtime.exits import Exits
 from crishim.runtime.helper import Helper
 from crishim.runtime.live import Live, LiveContainer
@@ -74,12 +75,16 @@ class Stopping:
         """Returns when EXITED is in the store. Nothing to do for a container that does not run."""
         await self._wait_for_start(container_id, grace_s)
         try:
-            state = self._store.get_container(container_id).state
+            stored = self._store.get_container(container_id)
         except NotFound:
             return
-        if state is ContainerState.UNKNOWN:
+        if stored.state is ContainerState.UNKNOWN:
             self._exits.conclude(container_id, "the process was lost sight of", killed=False)
         container = self._live.find(container_id)
+        if container is None and stored.state is ContainerState.RUNNING:
+            await self._operations.run(
+                ("StopContainer", container_id), lambda _: self._stop_unwatched(stored), stage="stop_container.killed"
+            )
         if container is None:
             return
         at = asyncio.get_running_loop().time() + max(grace_s, 0.0)
@@ -102,26 +107,33 @@ class Stopping:
             async with asyncio.timeout(patience_s), self._locks.of(container_id):
                 await self._cancel_start(container_id)  # that of an earlier server, which holds no lock here
                 return
+        await self._cancel_start(container_id)
         try:
-            async with asyncio.timeout(self._settings.kill_wait_s):
-                await self._cancel_start(container_id)
-                async with self._locks.of(container_id):
-                    return
+            async with asyncio.timeout(self._settings.kill_wait_s), self._locks.of(container_id):
+                return
         except TimeoutError:
             raise Unavailable(f"container {container_id} is still being started, or its limits changed") from None
 
     async def _cancel_start(self, container_id: str) -> None:
-        with suppress(NotFound, Unavailable, StartFailed):
+        try:
             container = self._store.get_container(container_id)
             if container.state is ContainerState.CREATED:
-                await self._live.monitor(container.sandbox_id).cancel_start(container_id)
+                monitor = self._live.monitor(container.sandbox_id)
+                await answered(monitor.sandbox_id, monitor.cancel_start(container_id), self._settings.kill_wait_s)
+        except MonitorSilent:
+            raise
+        except (NotFound, Unavailable, StartFailed):
+            pass
 
     async def kill_all(self, sandbox_id: str) -> None:
-        """End every container of a sandbox by force; returns when all are EXITED."""
+        """End every container of a sandbox by force; returns when all that ran are EXITED.
+
+        A start that a silent monitor cannot be asked to end is left to the end of that monitor, which comes next.
+        """
         grace_s = self._settings.sandbox_grace_s
         stops = [self.stop(container.id, grace_s) for container in self._store.list_containers(sandbox_id)]
         for outcome in await asyncio.gather(*stops, return_exceptions=True):
-            if isinstance(outcome, BaseException):
+            if isinstance(outcome, BaseException) and not isinstance(outcome, MonitorSilent):
                 raise outcome  # after all of them were tried
 
     async def _stop(self, container: LiveContainer, at: float, operation: Operation) -> None:
@@ -154,6 +166,25 @@ class Stopping:
                 await asyncio.wait({ended, changed}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
             ended.cancel()
+
+    async def _stop_unwatched(self, container: Container) -> None:
+        """Of a pod whose monitor does not answer: no pidfd is at hand, and nobody will say how the process ended."""
+        self._exits.note(container, signal.SIGKILL, Sender.STOP)
+        give_up = asyncio.get_running_loop().time() + self._settings.kill_wait_s
+        pause = _REPEAT_S / 16
+        while True:
+            try:
+                await self._helper.run(effects.kill, self._hierarchy, container.cgroup_path)
+                if effects.is_empty(self._hierarchy, container.cgroup_path):
+                    break
+            except OSError as error:
+                logger.warning("the cgroup of container %s refuses to be killed: %s", container.id, error)
+            if asyncio.get_running_loop().time() > give_up:
+                raise Unavailable(f"container {container.id} was killed but does not die, and its monitor is silent")
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 4.0)
+        sentence = "the monitor of the pod did not answer, so the container was killed to stop it"
+        self._exits.conclude(container.id, sentence, killed=True)
 
     async def _kill(self, container: LiveContainer) -> None:
         self._exits.note(container, signal.SIGKILL, Sender.STOP)
