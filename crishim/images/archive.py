@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from crishim.errors import InvalidSpec
 from crishim.images import tar
+from crishim.images.disk import own_files, write_all
 from crishim.images.manifests import (
     MAX_CONFIG,
     MAX_MANIFEST,
@@ -51,7 +53,8 @@ class ArchivedImage:
 def read_archive(path: Path, spool: Path, platform: Platform) -> list[ArchivedImage]:
     """The images of the archive for the platform; `spool` is an empty directory that receives the members' content.
 
-    InvalidSpec when it is neither kind of archive or contradicts itself, OSError when it cannot be read.
+    InvalidSpec when it is neither kind of archive or contradicts itself, OSError when it cannot be read, Exhausted when
+    the spool is full.
     """
     members = _spool(path, spool)
     if "index.json" in members:
@@ -65,8 +68,11 @@ def _spool(path: Path, spool: Path) -> dict[str, Path]:
     """Name to content file of every regular member; links among them point to the same file."""
     members: dict[str, Path] = {}
     links: dict[str, str] = {}
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # without waiting for the writer of a fifo, which may never come
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise InvalidSpec(f"{path} is not a regular file")
         stream = LayerStream(descriptor, _MAX_BYTES)
         for count, entry in enumerate(tar.read_entries(stream)):
             if count >= _MAX_MEMBERS:
@@ -89,9 +95,14 @@ def _spool(path: Path, spool: Path) -> dict[str, Path]:
 
 
 def _copy(stream: LayerStream, length: int, path: Path) -> Path:
-    with path.open("xb") as file:
+    with own_files(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
         for piece in stream.pieces(length):
-            file.write(piece)
+            with own_files(path):
+                write_all(descriptor, piece)
+    finally:
+        os.close(descriptor)
     return path
 
 

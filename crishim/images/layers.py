@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 
 from crishim import errors
 from crishim.errors import CrishimError, InvalidSpec, NotFound
+from crishim.images.disk import own_files
 from crishim.images.table import ImageTable, Layer
 from crishim.images.trees import remove_tree
 from crishim.linux.sync import syncfs
@@ -149,12 +150,13 @@ class LayerStore:
 
     async def _fill(self, made: Path, blob: Path) -> dict[str, Any]:
         """Make the directory and have the blob unpacked into it; the role's reply."""
-        made.mkdir(mode=0o755)
         blob_fd = directory_fd = -1
         try:
-            blob_fd = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
-            directory_fd = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            os.fchmod(directory_fd, 0o755)
+            with own_files(made):
+                made.mkdir(mode=0o755)
+                blob_fd = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
+                directory_fd = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                os.fchmod(directory_fd, 0o755)
             return await self._unpacker.unpack(self._request(), [blob_fd, directory_fd])
         finally:
             for descriptor in (blob_fd, directory_fd):
@@ -173,9 +175,10 @@ class LayerStore:
         """Write the directory to the disk, name it and record it; it is removed when that fails."""
         place = self._directory / str(layer.directory)
         try:
-            _sync(made, syncfs)
-            made.rename(place)
-            _sync(self._directory, os.fsync)
+            with own_files(place):
+                _sync(made, syncfs)
+                made.rename(place)
+                _sync(self._directory, os.fsync)
             with self._lock:
                 self._table.put_layer(layer)
                 self._layers[layer.chain_id] = layer

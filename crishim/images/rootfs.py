@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from crishim.errors import InvalidSpec
+from crishim.images.disk import own_files
 from crishim.images.layers import LayerStore
 from crishim.images.table import ImageTable
 from crishim.images.trees import remove_tree
@@ -35,7 +36,7 @@ class RootFsStore:
         """Hold the image's layers and make an empty writable layer. Calling it again keeps what is there.
 
         owner: uid and gid of the container's "/", when they are not those of the image's (a pod with a user namespace).
-        NotFound when the image was removed meanwhile.
+        NotFound when the image was removed meanwhile, Exhausted when the disk is full.
         """
         return await asyncio.to_thread(self._prepare, container_id, image, owner)
 
@@ -62,6 +63,11 @@ class RootFsStore:
             raise InvalidSpec(f"image {image.id} has no layers: there is nothing to run")
         self._table.put_rootfs(container_id, image)  # first: a crash after it leaves a row that release finds
         lowers = self._layers.paths(image.chain_ids)
+        with own_files(directory):
+            self._make(directory, image, lowers, owner)
+        return RootFs(lowers=lowers, upper=str(directory / "upper"), work=str(directory / "work"))
+
+    def _make(self, directory: Path, image: Image, lowers: tuple[str, ...], owner: tuple[int, int] | None) -> None:
         upper = directory / "upper"
         directory.mkdir(mode=0o700, exist_ok=True)
         (directory / "work").mkdir(mode=0o700, exist_ok=True)
@@ -73,7 +79,6 @@ class RootFsStore:
             os.chown(made, *(owner or (like.st_uid, like.st_gid)))
             made.chmod(like.st_mode & 0o7777)
             made.rename(upper)
-        return RootFs(lowers=lowers, upper=str(upper), work=str(directory / "work"))
 
     def _release(self, container_id: str) -> None:
         remove_tree(self.path(container_id))

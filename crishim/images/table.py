@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crishim.errors import NotFound, Unsupported
+from crishim.errors import Exhausted, NotFound, Unavailable, Unsupported
 from crishim.model.image import Image, ImageConfig
 
 _VERSION = 1
@@ -55,19 +55,32 @@ class Layer:
 
 
 class ImageTable:
-    """The database file. Opening it creates it; Unsupported for a file of a newer version."""
+    """The database file. Opening it creates it; Unsupported for a file of a newer version.
+
+    Every method: Exhausted when the disk is full, Unavailable when the file cannot be used.
+    """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._lock = threading.Lock()
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = FULL")
-        self._connection.execute("PRAGMA foreign_keys = ON")
-        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > _VERSION:
-            raise Unsupported(f"{path} has version {version}, this program knows {_VERSION}")
-        if version == 0:
-            self._connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        with _translated(path):
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _prepare(self) -> None:
+        with self._locked() as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > _VERSION:
+                raise Unsupported(f"{self._path} has version {version}, this program knows {_VERSION}")
+            if version == 0:
+                connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
 
     def close(self) -> None:
         """Close the connection."""
@@ -76,37 +89,25 @@ class ImageTable:
 
     def images(self) -> list[Image]:
         """Every image with its names, sorted."""
-        with self._lock:
+        with self._locked() as connection:
             names: dict[str, list[str]] = {}
-            for reference, image_id in self._connection.execute(
-                "SELECT reference, image_id FROM name ORDER BY reference"
-            ):
+            for reference, image_id in connection.execute("SELECT reference, image_id FROM name ORDER BY reference"):
                 names.setdefault(image_id, []).append(reference)
-            rows = self._connection.execute("SELECT id, size_bytes, config, chain_ids, created_at_ns FROM image")
+            rows = connection.execute("SELECT id, size_bytes, config, chain_ids, created_at_ns FROM image")
             return [_image(row, names.get(row[0], [])) for row in rows]
 
     def layers(self) -> list[Layer]:
         """Every unpacked layer."""
-        with self._lock:
-            rows = self._connection.execute(
+        with self._locked() as connection:
+            rows = connection.execute(
                 "SELECT chain_id, directory, bytes, inodes, opaque, root_given FROM layer"
             ).fetchall()
         return [_layer(row) for row in rows]
 
     def rootfs_ids(self) -> dict[str, str]:
         """Container id to image id of every root that is prepared."""
-        with self._lock:
-            return dict(self._connection.execute("SELECT container_id, image_id FROM rootfs").fetchall())
-
-    def documents(self, image_id: str) -> tuple[bytes, bytes]:
-        """Manifest (b"" when it came without one) and configuration, byte for byte."""
-        with self._lock:
-            row = self._connection.execute(
-                "SELECT manifest, configuration FROM image WHERE id = ?", (image_id,)
-            ).fetchone()
-        if row is None:
-            raise NotFound(f"image {image_id} is not in the store")
-        return row[0], row[1]
+        with self._locked() as connection:
+            return dict(connection.execute("SELECT container_id, image_id FROM rootfs").fetchall())
 
     def put_image(self, image: Image, names: list[str], manifest: bytes, configuration: bytes) -> None:
         """Add the image, or names to it; a name that belonged to another image moves."""
@@ -177,15 +178,30 @@ class ImageTable:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
+        with self._locked() as connection:
+            connection.execute("BEGIN IMMEDIATE")
             try:
-                yield self._connection
-                self._connection.execute("COMMIT")
+                yield connection
+                connection.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):  # sqlite itself takes back what it could not write
-                    self._connection.execute("ROLLBACK")
+                    connection.execute("ROLLBACK")
                 raise
+
+    @contextmanager
+    def _locked(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, _translated(self._path):
+            yield self._connection
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise Exhausted(f"{path} cannot grow: the disk is full") from error
+        raise Unavailable(f"{path} cannot be used: {error}") from error
 
 
 def _image(row: tuple[str, int, str, str, int], names: list[str]) -> Image:

@@ -214,6 +214,20 @@ def test_an_archive_that_makes_no_sense_is_refused(
     assert os.listdir(tmp_path / "root/images/spool") == []
 
 
+def test_a_fifo_given_as_an_archive_is_refused_and_not_waited_for(store: ImageStore, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+
+    async def load_in_time() -> None:
+        try:
+            await asyncio.wait_for(store.load(fifo), 10)
+        finally:
+            os.close(os.open(fifo, os.O_RDWR))  # lets go of a reader that waits
+
+    with pytest.raises(InvalidSpec, match="not a regular file"):
+        asyncio.run(load_in_time())
+
+
 def users_below(root: int) -> dict[str, Any]:
     return asyncio.run(run_role("read_users", {}, [root]))
 
