@@ -12,22 +12,27 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from crishim.errors import RegistryUnavailable
+from crishim.images.disk import own_files
 from crishim.images.download import PartialBlob
 from crishim.images.manifests import Descriptor
 from crishim.images.repository import Repository
 
+#: between looks whether another thread has let go of a file
+_LOCK_POLL_S = 0.05
 _LEFTOVER_LIFE_S = 24 * 3600
 
 
 class BlobStore:
     """ROOT/images/partial and ROOT/images/blobs."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, threads: Executor) -> None:
+        """threads: where downloads run."""
+        self._threads = threads
         self._partial = directory / "partial"
         self._complete = directory / "blobs"
         #: pulls that use a digest; its file goes with the last of them
@@ -55,33 +60,46 @@ class BlobStore:
                     (self._complete / _file_name(digest)).unlink(missing_ok=True)
 
     async def fetch(self, repository: Repository, blob: Descriptor, progress: Callable[[int], None]) -> Path:
-        """Path of the complete, verified blob. Errors are those of `Repository.download`.
+        """Path of the complete, verified blob. Errors are those of `Repository.download`, and Exhausted (disk).
 
         progress is called with the bytes on disk, from another thread. The caller holds the digest as `used`.
         """
         async with self._downloading.setdefault(blob.digest, asyncio.Lock()):
-            return await asyncio.to_thread(self._fetch, repository, blob, progress)
+            running = asyncio.get_running_loop()
+            return await running.run_in_executor(self._threads, self._fetch, repository, blob, progress)
 
     def _fetch(self, repository: Repository, blob: Descriptor, progress: Callable[[int], None]) -> Path:
         complete = self._complete / _file_name(blob.digest)
         partial = self._partial / _file_name(blob.digest)
-        while not complete.exists():
-            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                # the thread of a cancelled pull ends in its own time: two must not write one file
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                if _is_same_file(partial, descriptor):
-                    self._complete_partial(repository, PartialBlob(descriptor, blob, progress), partial, complete)
-            finally:
-                os.close(descriptor)
+        with own_files(partial):
+            while not complete.exists():
+                descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                try:
+                    # the thread of a cancelled pull ends in its own time: two must not write one file
+                    _lock(descriptor, repository)
+                    if _is_same_file(partial, descriptor):
+                        self._complete_partial(repository, PartialBlob(descriptor, blob, progress), partial, complete)
+                finally:
+                    os.close(descriptor)
         return complete
 
     def _complete_partial(self, repository: Repository, blob: PartialBlob, partial: Path, complete: Path) -> None:
-        repository.download(blob)
-        if not blob.is_right():
-            partial.unlink()
-            raise RegistryUnavailable(f"the registry sent content for {blob.digest} that has another digest")
+        try:
+            repository.download(blob)
+        finally:
+            if blob.size and not blob.received:
+                partial.unlink()
+        blob.sync()  # its name says that it is verified, so its content may not be lost before its name
         partial.rename(complete)
+
+
+def _lock(descriptor: int, repository: Repository) -> None:
+    """Hold the file alone; Unavailable when the pull is stopped while it waits."""
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            repository.pause(_LOCK_POLL_S)
 
 
 def _is_same_file(path: Path, descriptor: int) -> bool:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 
 from crishim.errors import RegistryUnavailable
+from crishim.images.disk import write_all
 from crishim.images.manifests import Descriptor
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-[0-9]+/(?:[0-9]+|\*)")
@@ -44,17 +45,14 @@ class PartialBlob:
         if status == 206 and place and int(place[1]) == self.received:
             return True
         if self.received:
-            self._restart()
-            os.ftruncate(self._descriptor, 0)
+            self.discard()
         return status == 200
 
     def receive(self, piece: bytes) -> None:
         """Append bytes; RegistryUnavailable when there are more than the manifest says."""
         if len(piece) > self.missing:
             raise RegistryUnavailable(f"the registry sends more than the {self.size} bytes of {self.digest}")
-        view = memoryview(piece)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
+        write_all(self._descriptor, piece)
         self._hash.update(piece)
         self.received += len(piece)
         self._progress(self.received)
@@ -62,6 +60,15 @@ class PartialBlob:
     def is_right(self) -> bool:
         """Whether the complete content has the digest."""
         return self.missing == 0 and self._hash.hexdigest() == self.digest.partition(":")[2]
+
+    def discard(self) -> None:
+        """Drop all that was received: it is of no use."""
+        self._restart()
+        os.ftruncate(self._descriptor, 0)
+
+    def sync(self) -> None:
+        """Have the content on the disk. OSError when that is full or broken."""
+        os.fsync(self._descriptor)
 
     def _restart(self) -> None:
         self.received = 0

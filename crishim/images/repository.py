@@ -54,35 +54,34 @@ class Repository:
 
     def manifest(self, name: str) -> bytes:
         """A manifest by tag or digest; a digest is checked. NotFound, RegistryDenied or RegistryUnavailable."""
-        body = self._from_endpoints(lambda endpoint: self._small(endpoint, "manifests", name, MAX_MANIFEST))
-        if ":" in name and digest_of(body, name.partition(":")[0]) != name:
-            raise RegistryUnavailable(f"the registry sent a manifest for {name} that has another digest")
-        return body
+        return self._from_endpoints(lambda endpoint: self._small(endpoint, "manifests", name, MAX_MANIFEST))
 
     def blob(self, descriptor: Descriptor, max_bytes: int) -> bytes:
         """A small blob, checked against its digest."""
         digest = descriptor.digest
         if descriptor.size > max_bytes:
             raise InvalidSpec(f"{digest} of {self._reference} has {descriptor.size} bytes, more than {max_bytes}")
-        body = self._from_endpoints(lambda endpoint: self._small(endpoint, "blobs", digest, max_bytes))
-        if digest_of(body, digest.partition(":")[0]) != digest:
-            raise RegistryUnavailable(f"the registry sent content for {digest} that has another digest")
-        return body
+        return self._from_endpoints(lambda endpoint: self._small(endpoint, "blobs", digest, max_bytes))
 
     def download(self, blob: PartialBlob) -> None:
-        """Receive what the blob lacks, resuming by Range.
+        """Receive what the blob lacks, resuming by Range; it has its digest then.
 
-        What was received stays in the file when the connection fails for good (RegistryUnavailable) or the pull is
-        stopped (Unavailable).
+        Content with another digest is dropped (RegistryUnavailable). What was received stays in the file when the
+        connection fails for good (RegistryUnavailable) or the pull is stopped (Unavailable).
         """
         self._from_endpoints(lambda endpoint: self._complete(endpoint, blob))
+
+    def pause(self, seconds: float) -> None:
+        """Wait; Unavailable, at once, when the pull is stopped."""
+        self._stop.wait(seconds)
+        self._check_stopped()
 
     def _from_endpoints(self, ask: Callable[[Endpoint], _Answer]) -> _Answer:
         for endpoint in self._endpoints[:-1]:
             try:
                 return ask(endpoint)
-            except (NotFound, RegistryUnavailable):
-                continue  # a mirror may lack the image or be away; the registry itself decides
+            except (NotFound, RegistryUnavailable, InvalidSpec):
+                continue  # a mirror may lack the image, be away or spoil it; the registry itself decides
         return ask(self._endpoints[-1])
 
     def _small(self, endpoint: Endpoint, kind: str, name: str, max_bytes: int) -> bytes:
@@ -90,11 +89,24 @@ class Repository:
 
         def attempt() -> bytes:
             response = self._open(endpoint, f"{kind}/{name}", headers)
-            return _read_bounded(response, max_bytes, f"{kind}/{name}")
+            return self._read_bounded(response, max_bytes, f"{kind}/{name}")
 
-        return self._retrying(endpoint, attempt, lambda: 0)
+        body = self._retrying(endpoint, attempt, lambda: 0)
+        if ":" in name and digest_of(body, name.partition(":")[0]) != name:  # no tag has a colon
+            raise _wrong_content(endpoint, name)
+        return body
 
     def _complete(self, endpoint: Endpoint, blob: PartialBlob) -> None:
+        resumed = blob.received > 0
+        self._receive(endpoint, blob)
+        if resumed and not blob.is_right():
+            blob.discard()  # what came from elsewhere may be what is wrong
+            self._receive(endpoint, blob)
+        if not blob.is_right():
+            blob.discard()
+            raise _wrong_content(endpoint, blob.digest)
+
+    def _receive(self, endpoint: Endpoint, blob: PartialBlob) -> None:
         def attempt() -> None:
             if blob.missing == 0:
                 return
@@ -103,7 +115,7 @@ class Repository:
             try:
                 if not blob.begin(response.status, response.headers.get("Content-Range", "")):
                     raise urllib3.exceptions.ProtocolError("the registry sent another part than it was asked for")
-                while piece := response.read(1 << 20):
+                while piece := response.read1(1 << 20):  # what there is: a slow server hides no stop
                     self._check_stopped()
                     blob.receive(piece)
             finally:
@@ -131,7 +143,7 @@ class Repository:
             if failures >= _ATTEMPTS:
                 raise RegistryUnavailable(f"RegistryUnavailable: {endpoint.host}: {reason}")
             delay = self._client.config.backoff_s * 2 ** (failures - 1) * random.uniform(0.5, 1.5)
-            self._stop.wait(max(delay, min(wait_s, _MAX_RETRY_AFTER_S)))
+            self.pause(max(delay, min(wait_s, _MAX_RETRY_AFTER_S)))
 
     def _open(self, endpoint: Endpoint, path: str, headers: Mapping[str, str]) -> Response:
         """The response to a GET, status 200 or 206, body unread."""
@@ -238,7 +250,7 @@ class Repository:
         if status != HTTPStatus.OK:
             raise self._denied(endpoint, f"through its token server, with status {status}{_registry_message(response)}")
         try:
-            answer = json.loads(_read_bounded(response, _MAX_ANSWER, "token"))
+            answer = json.loads(self._read_bounded(response, _MAX_ANSWER, "token"))
             token = answer.get("token") or answer["access_token"]
             life_s = float(answer.get("expires_in") or 60)
         except (ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError):
@@ -246,6 +258,20 @@ class Repository:
         if not isinstance(token, str) or not is_token(token):
             raise self._denied(endpoint, "because its token server sent a token that no header can hold")
         return token, life_s
+
+    def _read_bounded(self, response: Response, max_bytes: int, what: str) -> bytes:
+        body = bytearray()
+        whole = False
+        try:
+            while piece := response.read1(min(1 << 16, max_bytes + 1 - len(body))):
+                self._check_stopped()
+                body += piece
+                if len(body) > max_bytes:
+                    raise InvalidSpec(f"the registry sends more than {max_bytes} bytes for {what}")
+            whole = True
+            return bytes(body)
+        finally:
+            response.release_conn() if whole else response.close()
 
     def _denied(self, endpoint: Endpoint, how: str) -> RegistryDenied:
         return RegistryDenied(f"{endpoint.host} does not let us pull {self._reference}, {how}")
@@ -284,16 +310,8 @@ def _usable_challenge(header: str) -> Challenge | None:
     return next(iter(bearer + basic), None)
 
 
-def _read_bounded(response: Response, max_bytes: int, what: str) -> bytes:
-    try:
-        body = b""
-        while piece := response.read(min(1 << 16, max_bytes + 1 - len(body))):
-            body += piece
-            if len(body) > max_bytes:
-                raise InvalidSpec(f"the registry sends more than {max_bytes} bytes for {what}")
-        return body
-    finally:
-        response.close() if len(body) > max_bytes else response.release_conn()
+def _wrong_content(endpoint: Endpoint, digest: str) -> RegistryUnavailable:
+    return RegistryUnavailable(f"{endpoint.host} sent content for {digest} that has another digest")
 
 
 def _registry_message(response: Response) -> str:

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from pathlib import Path
 from crishim.errors import CrishimError, InvalidSpec, NotFound
 from crishim.images.archive import read_archive
 from crishim.images.blobs import BlobStore
+from crishim.images.disk import own_files
 from crishim.images.importing import imported_documents, layer_file_of
 from crishim.images.layers import LayerLimits, LayerStore, Unpacker
 from crishim.images.manifests import (
@@ -45,6 +47,7 @@ from crishim.images.trees import remove_tree
 from crishim.model.image import Credentials, FilesystemUsage, Image, ImageConfig
 
 _PARALLEL_LAYERS = 3
+_PULL_THREADS = 32
 _MIN_ID_PREFIX = 12
 
 Fetch = Callable[[], Awaitable[Path]]
@@ -78,14 +81,17 @@ class ImageStore:
         self._platform = platform or host_platform()
         self._client = RegistryClient(registry or RegistryConfig())
         self._pinned = pinned
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory = root / "images"
-        directory.mkdir(mode=0o700, exist_ok=True)
         self._spool = directory / "spool"
-        remove_tree(self._spool)
-        self._spool.mkdir(mode=0o700)
+        with own_files(root):
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, exist_ok=True)
+            remove_tree(self._spool)
+            self._spool.mkdir(mode=0o700)
         self._table = ImageTable(directory / "images.db")
-        self._blobs = BlobStore(directory)
+        #: where registries are waited for: a slow one must not take the loop's own threads from everybody else
+        self._threads = ThreadPoolExecutor(_PULL_THREADS, "image-pull")
+        self._blobs = BlobStore(directory, self._threads)
         self._layers = LayerStore(root, self._table, unpacker, limits or LayerLimits())
         self.rootfs = RootFsStore(root, self._table, self._layers)
         #: held while rows are written and the index below is made from them
@@ -97,7 +103,8 @@ class ImageStore:
         self._reload()
 
     def close(self) -> None:
-        """Close database and connections."""
+        """Close database and connections; pulls have ended or are cancelled."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
         self._table.close()
 
@@ -132,10 +139,6 @@ class ImageStore:
     def layer_paths(self, image: Image) -> tuple[str, ...]:
         """Directories of the image's layers, topmost first, as overlayfs wants them. NotFound when one was freed."""
         return self._layers.paths(image.chain_ids)
-
-    def documents(self, image: Image) -> tuple[bytes, bytes]:
-        """Manifest (b"" when it came without) and configuration, byte for byte. Blocking."""
-        return self._table.documents(image.id)
 
     # -- changing ------------------------------------------------------------------------------------------------------
 
@@ -226,9 +229,9 @@ class ImageStore:
         stop = threading.Event()
         repository = Repository(self._client, wanted, credentials, stop)
         try:
-            top = await asyncio.to_thread(repository.manifest, wanted.digest or wanted.tag or "latest")
+            top = await self._waiting(repository.manifest, wanted.digest or wanted.tag or "latest")
             body, manifest = await self._choose(repository, top)
-            config_body = await asyncio.to_thread(repository.blob, manifest.config, MAX_CONFIG)
+            config_body = await self._waiting(repository.blob, manifest.config, MAX_CONFIG)
             configuration = parse_configuration(config_body, self._platform)
             digest = wanted.digest or digest_of(top)
             names = [wanted.with_digest(digest), *([wanted.tagged] if wanted.tagged else [])]
@@ -240,11 +243,15 @@ class ImageStore:
         finally:
             stop.set()  # threads of a cancelled pull end at their next piece
 
+    async def _waiting(self, ask: Callable[..., bytes], *arguments: object) -> bytes:
+        """An answer of the registry, waited for in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, ask, *arguments)
+
     async def _choose(self, repository: Repository, top: bytes) -> tuple[bytes, Manifest]:
         body, document = top, parse_manifest(top)
         if isinstance(document, Index):
             entry = select_manifest(document, self._platform)
-            body = await asyncio.to_thread(repository.manifest, entry.digest)
+            body = await self._waiting(repository.manifest, entry.digest)
             document = parse_manifest(body)
         if isinstance(document, Index):
             raise InvalidSpec("the image has an index inside an index")
@@ -343,7 +350,8 @@ class ImageStore:
     @asynccontextmanager
     async def _spooled(self) -> AsyncIterator[Path]:
         """A directory of our own for the members of an archive."""
-        spool = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=self._spool))
+        with own_files(self._spool):
+            spool = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=self._spool))
         try:
             yield spool
         finally:

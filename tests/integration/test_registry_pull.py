@@ -8,7 +8,9 @@ import gzip
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -17,9 +19,13 @@ import pytest
 import urllib3
 import zstandard
 
-from crishim.errors import CrishimError, InvalidSpec, NotFound, RegistryDenied, RegistryUnavailable
+from crishim.errors import CrishimError, InvalidSpec, NotFound, RegistryDenied, RegistryUnavailable, Unavailable
+from crishim.images.download import PartialBlob
 from crishim.images.layers import LayerLimits
-from crishim.images.registry import RegistryConfig
+from crishim.images.manifests import Descriptor
+from crishim.images.references import parse_reference
+from crishim.images.registry import RegistryClient, RegistryConfig
+from crishim.images.repository import Repository
 from crishim.images.store import ImageStore, PullProgress
 from crishim.model.image import Credentials, Image
 from tests.support.front import Answer, Request, running_front
@@ -48,7 +54,7 @@ pytestmark = [
 BASE = layer_tar([("etc", None), ("etc/base", b"base")])
 TOP = layer_tar([("etc", None), ("etc/top", b"top"), ("etc/.wh.base", b"")])
 HTPASSWD = "user:$2y$05$C6vJm0hfm.Z28fa9sa2JNujgvXyAjUDypajLhYjhn74jjtMy4TX5S\n"  # user, pass
-FAST = {"backoff_s": 0.001, "connect_timeout_s": 5.0, "read_timeout_s": 5.0}
+FAST: dict[str, Any] = {"backoff_s": 0.001, "connect_timeout_s": 5.0, "read_timeout_s": 5.0}
 
 
 @pytest.fixture(scope="module")
@@ -457,6 +463,103 @@ def test_mirrors_are_asked_first_and_may_fail(registry: Registry, tmp_path: Path
             assert not [request for request in broken.requests if "Authorization" in request.headers]
         finally:
             store.close()
+
+
+@pytest.mark.parametrize("part", ["manifest", "config", "layer"])
+def test_a_mirror_that_spoils_content_is_passed_over(registry: Registry, tmp_path: Path, part: str) -> None:
+    digest = registry.push_image("spoiled", "latest", [BASE])
+    manifest = json.loads(registry.blob_path(digest).read_bytes())
+    target = {"manifest": digest, "config": manifest["config"]["digest"], "layer": manifest["layers"][0]["digest"]}[
+        part
+    ]
+
+    def spoil(request: Request) -> Answer:
+        answer = forward(registry, request)
+        if target in request.path:
+            answer.body = answer.body[:-1] + bytes([answer.body[-1] ^ 1])
+        return answer
+
+    with running_front(spoil) as mirror:
+        config = RegistryConfig(mirrors={registry.host: (f"http://{mirror.host}",)}, **FAST)
+        store = ImageStore(tmp_path / "root", ForkUnpacker(), config)
+        try:
+            image = pull(store, f"{registry.host}/spoiled@{digest}")
+            assert names_in(store, image) == {"etc", "etc/base"}
+            assert mirror.seen(target)
+        finally:
+            store.close()
+
+
+def test_what_a_mirror_began_wrong_is_fetched_whole_from_the_registry(registry: Registry, tmp_path: Path) -> None:
+    content = layer_tar([("noise", os.urandom(1_000_000))])
+    blob = {"mediaType": OCI_LAYER, **registry.push_blob("begun", content)}
+    registry.push_documents("begun", "latest", image_config([sha256(content)], {}), [blob])
+
+    def cut(request: Request) -> Answer:
+        if blob["digest"] not in request.path:
+            return forward(registry, request)
+        if "Range" in request.headers:
+            return Answer(500)
+        return Answer(200, bytes(len(content)), cut_after=500_000)
+
+    with running_front(cut) as mirror:
+        config = RegistryConfig(mirrors={registry.host: (f"http://{mirror.host}",)}, **FAST)
+        store = ImageStore(tmp_path / "root", ForkUnpacker(), config)
+        try:
+            assert names_in(store, pull(store, f"{registry.host}/begun")) == {"noise"}
+        finally:
+            store.close()
+
+
+def test_a_download_that_drips_is_seen_and_stopped(tmp_path: Path) -> None:
+    """The server sends ten bytes and is silent: they are told at once, and the pull can be ended."""
+    stop, over = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def told(count: int) -> None:
+        seen.append(count)
+        if count:
+            stop.set()
+            over.set()
+
+    digest = "sha256:" + "0" * 64
+    with (
+        running_front(lambda request: Answer(200, b"x" * 1000, cut_after=10, hold=over)) as front,
+        (tmp_path / "partial").open("w+b") as file,
+    ):
+        client = RegistryClient(RegistryConfig(**{**FAST, "read_timeout_s": 1.0}))
+        try:
+            repository = Repository(client, parse_reference(f"{front.host}/drip"), None, stop)
+            blob = PartialBlob(file.fileno(), Descriptor(digest, 1000, OCI_LAYER), told)
+            with pytest.raises(Unavailable, match="stopped"):
+                repository.download(blob)
+        finally:
+            client.close()
+    assert seen == [0, 10]
+
+
+def test_a_registry_that_hangs_takes_no_thread_from_others(tmp_path: Path) -> None:
+    over = threading.Event()
+
+    async def pull_and_do_something_else(store: ImageStore, host: str) -> None:
+        with ThreadPoolExecutor(1) as threads:
+            asyncio.get_running_loop().set_default_executor(threads)
+            hanging = asyncio.ensure_future(store.pull(f"{host}/app"))
+            while not asked.requests:
+                await asyncio.sleep(0.01)
+            try:
+                await asyncio.wait_for(asyncio.to_thread(int), 5)
+            finally:
+                over.set()
+                hanging.cancel()
+                await asyncio.wait([hanging])
+
+    store = ImageStore(tmp_path / "root", ForkUnpacker(), RegistryConfig(**FAST))
+    try:
+        with running_front(lambda request: Answer(200, b"x", cut_after=0, hold=over)) as asked:
+            asyncio.run(pull_and_do_something_else(store, asked.host))
+    finally:
+        store.close()
 
 
 @pytest.mark.parametrize(

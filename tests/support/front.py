@@ -17,6 +17,8 @@ class Answer:
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     cut_after: int | None = None
+    #: what the server waits for, at most 10 seconds, before it closes a connection that is cut
+    hold: threading.Event | None = None
 
 
 @dataclass
@@ -58,6 +60,8 @@ def running_front(answer: Callable[[Request], Answer]) -> Iterator[Front]:
             self.send_header("Content-Length", str(len(reply.body)))
             self.end_headers()
             self.wfile.write(reply.body[: reply.cut_after])
+            if reply.hold is not None:
+                reply.hold.wait(10)
             self.close_connection = reply.cut_after is not None
 
         do_POST = do_GET
