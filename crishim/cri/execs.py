@@ -7,7 +7,6 @@ from typing import Any
 from crishim.cri.convert import checks
 from crishim.cri.pb import api_pb2 as pb
 from crishim.cri.use_cases import Execs, Streaming
-from crishim.errors import InvalidSpec
 
 
 class ExecMethods:
@@ -19,7 +18,7 @@ class ExecMethods:
     async def ExecSync(self, request: pb.ExecSyncRequest, _: Any) -> pb.ExecSyncResponse:
         container_id = checks.identifier("container_id", request.container_id)
         result = await self._execs.exec_sync(
-            container_id, _command(request.cmd), checks.seconds("timeout", request.timeout)
+            container_id, checks.arguments("cmd", request.cmd), checks.seconds("timeout", request.timeout)
         )
         return pb.ExecSyncResponse(stdout=result.stdout, stderr=result.stderr, exit_code=result.code)
 
@@ -32,8 +31,8 @@ class StreamingMethods:
 
     async def Exec(self, request: pb.ExecRequest, _: Any) -> pb.ExecResponse:
         container_id = checks.identifier("container_id", request.container_id)
-        streams = _streams(request)
-        return pb.ExecResponse(url=await self._streaming.exec(container_id, _command(request.cmd), **streams))
+        command = checks.arguments("cmd", request.cmd)
+        return pb.ExecResponse(url=await self._streaming.exec(container_id, command, **_streams(request)))
 
     async def Attach(self, request: pb.AttachRequest, _: Any) -> pb.AttachResponse:
         container_id = checks.identifier("container_id", request.container_id)
@@ -45,16 +44,5 @@ class StreamingMethods:
         return pb.PortForwardResponse(url=await self._streaming.port_forward(sandbox_id, ports))
 
 
-def _command(arguments: Any) -> tuple[str, ...]:
-    command = checks.arguments("cmd", arguments)
-    if not command or not command[0]:
-        raise InvalidSpec("cmd is empty")
-    return command
-
-
 def _streams(request: pb.ExecRequest | pb.AttachRequest) -> dict[str, bool]:
-    if not (request.stdin or request.stdout or request.stderr):
-        raise InvalidSpec("one of stdin, stdout and stderr must be set")
-    if request.tty and request.stderr:
-        raise InvalidSpec("stderr must not be set with tty: a terminal has one output")
     return {"tty": request.tty, "stdin": request.stdin, "stdout": request.stdout, "stderr": request.stderr}

@@ -62,7 +62,3 @@ class Server:
             return
         if (status.st_dev, status.st_ino) == self._inode:
             os.unlink(self._path)
-
-    async def wait_stopped(self) -> None:
-        """Returns after stop()."""
-        await self._server.wait_for_termination()
