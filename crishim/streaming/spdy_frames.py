@@ -92,8 +92,3 @@ def ping(ping_id: int) -> bytes:
 def goaway(last_stream_id: int, status: int) -> bytes:
     """No more streams are taken after this one."""
     return control(FrameType.GOAWAY, TWO_WORDS.pack(last_stream_id, status))
-
-
-def window_update(stream_id: int, delta: int) -> bytes:
-    """The peer may send `delta` bytes more."""
-    return control(FrameType.WINDOW_UPDATE, TWO_WORDS.pack(stream_id, delta))

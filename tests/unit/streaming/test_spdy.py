@@ -119,7 +119,7 @@ def conversation() -> bytes:
     client.ping()
     client.send_data(second, b"", fin=True)
     rest = [
-        frames.window_update(second, 65536),
+        frames.control(FrameType.WINDOW_UPDATE, struct.pack(">II", second, 65536)),
         frames.control(FrameType.SETTINGS, struct.pack(">III", 1, 4 << 24 | 7, 65536)),
         frames.rst_stream(second, ResetStatus.CANCEL),
         frames.goaway(0, 0),
