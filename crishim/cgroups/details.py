@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 import re
 
-from crishim.cgroups.files import flat_keyed, join_path, read_or_none
+from crishim.cgroups.files import controller_file, flat_keyed, join_path, limit_or_none, number_or_none
 from crishim.cgroups.hierarchy import Hierarchy
 from crishim.cgroups.processes import oom_kills
 
 _HUGETLB_V1 = re.compile(rb"hugetlb\.([0-9]+[KMG]B)\.usage_in_bytes")
 _HUGETLB_V2 = re.compile(rb"hugetlb\.([0-9]+[KMG]B)\.current")
-_V1_UNLIMITED = 1 << 62
 
 
 class DeviceIo:
@@ -68,7 +67,7 @@ def read(h: Hierarchy, path: str | bytes) -> Details:
         details.oom_kills = oom_kills(h, path)
     except OSError:
         details.oom_kills = None
-    details.threads_max = _number(_text(h, "pids", path, b"pids.max"))
+    details.threads_max = number_or_none(controller_file(h, "pids", path, b"pids.max"))
     if h.is_v2("memory"):
         _memory_v2(h, path, details)
     else:
@@ -81,37 +80,27 @@ def read(h: Hierarchy, path: str | bytes) -> Details:
     return details
 
 
-def _text(h: Hierarchy, controller: str, path: str | bytes, file: bytes) -> bytes | None:
-    tree = h.controllers.get(controller)
-    return None if tree is None else read_or_none(join_path(tree, path) + b"/" + file)
-
-
-def _number(text: bytes | None) -> int | None:
-    text = (text or b"").strip()
-    return int(text) if text.isdigit() else None
-
-
 def _memory_v2(h: Hierarchy, path: str | bytes, details: Details) -> None:
-    values = flat_keyed(_text(h, "memory", path, b"memory.stat") or b"")
+    values = flat_keyed(controller_file(h, "memory", path, b"memory.stat") or b"")
     details.cache_bytes, details.mapped_file_bytes = values.get(b"file"), values.get(b"file_mapped")
     details.kernel_bytes = values.get(b"kernel")  # Linux 5.18
-    details.max_usage_bytes = _number(_text(h, "memory", path, b"memory.peak"))  # Linux 5.19
-    details.failcnt = flat_keyed(_text(h, "memory", path, b"memory.events") or b"").get(b"max")
-    details.reservation_bytes = _number(_text(h, "memory", path, b"memory.low"))
+    details.max_usage_bytes = number_or_none(controller_file(h, "memory", path, b"memory.peak"))  # Linux 5.19
+    details.failcnt = flat_keyed(controller_file(h, "memory", path, b"memory.events") or b"").get(b"max")
+    details.reservation_bytes = number_or_none(controller_file(h, "memory", path, b"memory.low"))
 
 
 def _memory_v1(h: Hierarchy, path: str | bytes, details: Details) -> None:
-    values = flat_keyed(_text(h, "memory", path, b"memory.stat") or b"")
+    values = flat_keyed(controller_file(h, "memory", path, b"memory.stat") or b"")
     details.cache_bytes, details.mapped_file_bytes = values.get(b"total_cache"), values.get(b"total_mapped_file")
-    details.kernel_bytes = _number(_text(h, "memory", path, b"memory.kmem.usage_in_bytes"))
-    details.max_usage_bytes = _number(_text(h, "memory", path, b"memory.max_usage_in_bytes"))
-    details.failcnt = _number(_text(h, "memory", path, b"memory.failcnt"))
-    soft = _number(_text(h, "memory", path, b"memory.soft_limit_in_bytes"))
-    details.reservation_bytes = None if soft is None or soft >= _V1_UNLIMITED else soft
+    details.kernel_bytes = number_or_none(controller_file(h, "memory", path, b"memory.kmem.usage_in_bytes"))
+    details.max_usage_bytes = number_or_none(controller_file(h, "memory", path, b"memory.max_usage_in_bytes"))
+    details.failcnt = number_or_none(controller_file(h, "memory", path, b"memory.failcnt"))
+    soft = number_or_none(controller_file(h, "memory", path, b"memory.soft_limit_in_bytes"))
+    details.reservation_bytes = limit_or_none(soft)
 
 
 def _io_v2(h: Hierarchy, path: str | bytes, details: Details) -> None:
-    for line in (_text(h, "io", path, b"io.stat") or b"").splitlines():
+    for line in (controller_file(h, "io", path, b"io.stat") or b"").splitlines():
         device, *pairs = line.split()
         values = dict(pair.split(b"=", 1) for pair in pairs if b"=" in pair)
         found = DeviceIo(device.decode())
@@ -127,7 +116,7 @@ def _io_v1(h: Hierarchy, path: str | bytes, details: Details) -> None:
         (b"blkio.throttle.io_service_bytes_recursive", ("read_bytes", "write_bytes")),
         (b"blkio.throttle.io_serviced_recursive", ("reads", "writes")),
     ):
-        for line in (_text(h, "blkio", path, file) or b"").splitlines():
+        for line in (controller_file(h, "blkio", path, file) or b"").splitlines():
             words = line.split()
             if len(words) == 3 and words[1] in (b"Read", b"Write"):
                 found = devices.setdefault(words[0], DeviceIo(words[0].decode()))
@@ -144,7 +133,7 @@ def _hugetlb(h: Hierarchy, path: str | bytes, details: Details) -> None:
     except OSError:
         return
     for match in filter(None, map(pattern.fullmatch, sorted(names))):
-        usage = _number(_text(h, "hugetlb", path, match[0]))
+        usage = number_or_none(controller_file(h, "hugetlb", path, match[0]))
         if usage is not None:
-            peak = _number(_text(h, "hugetlb", path, b"hugetlb." + match[1] + b".max_usage_in_bytes"))
+            peak = number_or_none(controller_file(h, "hugetlb", path, b"hugetlb." + match[1] + b".max_usage_in_bytes"))
             details.hugetlb.append((match[1].decode(), usage, peak))

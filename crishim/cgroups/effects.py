@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 
-from crishim.cgroups.files import join_path, read, read_or_none, walk, write
+from crishim.cgroups.files import GONE, join_path, read, read_or_none, walk, write
 from crishim.cgroups.hierarchy import Hierarchy
 from crishim.cgroups.planned import CgroupPlan
 from crishim.cgroups.processes import freeze as freeze
@@ -22,7 +22,6 @@ from crishim.cgroups.processes import pids as pids
 from crishim.cgroups.processes import thaw as thaw
 from crishim.linux import bpf
 
-_GONE = (errno.ENOENT, errno.ENODEV)
 _JOIN_TRIES = 5
 _JOIN_PAUSE_S = 0.03
 _REMOVE_TRIES = 10
@@ -302,12 +301,12 @@ def _remove_tree(directory: bytes) -> bool:
         try:
             os.rmdir(name, dir_fd=parent)
         except OSError as error:
-            busy = busy or error.errno not in _GONE
+            busy = busy or error.errno not in GONE
 
     for _ in walk(directory, leave):
         pass
     try:
         os.rmdir(directory)
     except OSError as error:
-        return error.errno in _GONE
+        return error.errno in GONE
     return not busy

@@ -11,6 +11,12 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 
+from crishim.cgroups.hierarchy import Hierarchy
+
+#: of what a cgroup, or a file in it, says that was removed: open(2), and read(2) of a file that was open
+GONE = (errno.ENOENT, errno.ENODEV)
+#: v1 says "no limit" with the largest page count, some bytes below 2^63 that depend on the page size
+_V1_UNLIMITED = 1 << 62
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -61,6 +67,23 @@ def read_or_none(path: bytes, at: int | None = None) -> bytes | None:
         return read(path, at)
     except OSError:
         return None
+
+
+def controller_file(h: Hierarchy, controller: str, path: str | bytes, file: bytes) -> bytes | None:
+    """A file of the cgroup `path` in the controller's tree; None without the controller or the file."""
+    tree = h.controllers.get(controller)
+    return None if tree is None else read_or_none(join_path(tree, path) + b"/" + file)
+
+
+def number_or_none(text: bytes | None) -> int | None:
+    """A file with one number; None for "max" and for a missing file."""
+    text = (text or b"").strip()
+    return int(text) if text.isdigit() else None
+
+
+def limit_or_none(limit: int | None) -> int | None:
+    """A limit of either version in bytes; None when it is none."""
+    return None if limit is None or limit >= _V1_UNLIMITED else limit
 
 
 def flat_keyed(text: bytes) -> dict[bytes, int]:

@@ -19,10 +19,6 @@ from crishim.model.resources import Resources
 
 _DEFAULT_PERIOD_US = 100000
 _CPUSET_CHARACTERS = frozenset("0123456789,-\n ")
-#: files of the cgroup core that are no limits: writing them would move, kill or stop processes
-_NOT_LIMITS = frozenset(
-    ["cgroup.procs", "cgroup.threads", "cgroup.kill", "cgroup.freeze", "cgroup.type", "cgroup.subtree_control"]
-)
 
 
 def plan(path: str, resources: Resources, devices: Sequence[DeviceRule] | None, hierarchy: Hierarchy) -> CgroupPlan:
@@ -152,11 +148,12 @@ def _unified(resources: Resources, hierarchy: Hierarchy) -> list[Write]:
     writes: list[Write] = []
     for key, value in resources.unified.items():
         controller = key.partition(".")[0]
-        if "/" in key or "\0" in key or controller in ("", key) or key in _NOT_LIMITS:
+        # files of the cgroup core move, kill and freeze processes: no limits
+        if "/" in key or "\0" in key or controller in ("", key, "cgroup"):
             raise InvalidSpec(f"unified[{key!r}] is not the name of a limit of cgroup v2")
         if hierarchy.mode != "v2":
             raise InvalidSpec(f"unified[{key!r}] needs cgroup v2, and this node is {hierarchy.mode}")
-        if controller not in (*hierarchy.controllers, "cgroup"):
+        if controller not in hierarchy.controllers:
             raise Unsupported(f"unified[{key!r}]: this node has no {controller} controller")
         # a kernel that accounts no swap lacks the file; "none" and "all" are then true anyway
         required = not (key == "memory.swap.max" and value.strip() in ("0", "max"))

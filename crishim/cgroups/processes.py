@@ -12,10 +12,9 @@ import select
 import signal
 import time
 
-from crishim.cgroups.files import flat_keyed, join_path, read, read_or_none, walk, write
+from crishim.cgroups.files import GONE, flat_keyed, join_path, read, read_or_none, walk, write
 from crishim.cgroups.hierarchy import Hierarchy
 
-_GONE = (errno.ENOENT, errno.ENODEV)
 _KILL_ROUNDS = 10
 _FREEZE_S = 10.0
 _V1_THAW_EVERY = 50
@@ -46,9 +45,9 @@ def kill(h: Hierarchy, path: str | bytes) -> None:
             _thaw_hybrid(h, path)
             return
         except OSError as error:
-            if error.errno in _GONE and not os.path.isdir(_tree_path(h, path)):
+            if error.errno in GONE and not os.path.isdir(_tree_path(h, path)):
                 return
-            if error.errno not in (*_GONE, errno.EOPNOTSUPP):  # a threaded cgroup cannot
+            if error.errno not in (*GONE, errno.EOPNOTSUPP):  # a threaded cgroup cannot
                 raise
     _kill_each(h, path)
 
@@ -76,7 +75,7 @@ def thaw(h: Hierarchy, path: str | bytes) -> None:
     try:
         write(_tree_path(h, path) + file, value)
     except OSError as error:
-        if error.errno not in _GONE:
+        if error.errno not in GONE:
             raise
 
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 import os
 import time
 
-from crishim.cgroups.files import flat_keyed, join_path, read_or_none
+from crishim.cgroups.files import controller_file, flat_keyed, join_path, limit_or_none, number_or_none, read_or_none
 from crishim.cgroups.hierarchy import Hierarchy
 
-#: v1 says "no limit" with the largest page count, some bytes below 2^63 that depend on the page size
-_V1_UNLIMITED = 1 << 62
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 #: (total stall ns, percent over 10 s, 60 s, 300 s)
@@ -91,7 +89,7 @@ def read(h: Hierarchy, path: str | bytes) -> Stats:
     _read_cpu(h, path, stats)
     _read_memory(h, path, stats)
     _read_io(h, path, stats)
-    stats.pids_current = _number(_text(h, "pids", path, b"pids.current"))
+    stats.pids_current = number_or_none(controller_file(h, "pids", path, b"pids.current"))
     if h.mount:
         directory = join_path(h.mount, path)
         stats.cpu_pressure = parse_pressure(read_or_none(directory + b"/cpu.pressure"))
@@ -113,17 +111,6 @@ def parse_pressure(text: bytes | None) -> Pressure | None:
     return Pressure(stalls.get(b"some"), stalls.get(b"full"))
 
 
-def _text(h: Hierarchy, controller: str, path: str | bytes, file: bytes) -> bytes | None:
-    tree = h.controllers.get(controller)
-    return None if tree is None else read_or_none(join_path(tree, path) + b"/" + file)
-
-
-def _number(text: bytes | None) -> int | None:
-    """A file with one number; None for "max" and for a missing file."""
-    text = (text or b"").strip()
-    return int(text) if text.isdigit() else None
-
-
 def _read_cpu(h: Hierarchy, path: str | bytes, stats: Stats) -> None:
     if h.mode == "v2":
         values = flat_keyed(read_or_none(join_path(h.mount, path) + b"/cpu.stat") or b"")
@@ -132,25 +119,25 @@ def _read_cpu(h: Hierarchy, path: str | bytes, stats: Stats) -> None:
             for key in (b"usage_usec", b"user_usec", b"system_usec", b"throttled_usec")
         )
     else:
-        stats.cpu_usage_ns = _number(_text(h, "cpuacct", path, b"cpuacct.usage"))
-        ticks = flat_keyed(_text(h, "cpuacct", path, b"cpuacct.stat") or b"")
+        stats.cpu_usage_ns = number_or_none(controller_file(h, "cpuacct", path, b"cpuacct.usage"))
+        ticks = flat_keyed(controller_file(h, "cpuacct", path, b"cpuacct.stat") or b"")
         stats.cpu_user_ns, stats.cpu_system_ns = (
             ticks[key] * _TICK_NS if key in ticks else None for key in (b"user", b"system")
         )
-        values = flat_keyed(_text(h, "cpu", path, b"cpu.stat") or b"")
+        values = flat_keyed(controller_file(h, "cpu", path, b"cpu.stat") or b"")
         stats.throttled_ns = values.get(b"throttled_time")
     stats.nr_periods = values.get(b"nr_periods")
     stats.nr_throttled = values.get(b"nr_throttled")
 
 
 def _read_memory(h: Hierarchy, path: str | bytes, stats: Stats) -> None:
-    values = flat_keyed(_text(h, "memory", path, b"memory.stat") or b"")
+    values = flat_keyed(controller_file(h, "memory", path, b"memory.stat") or b"")
     if h.is_v2("memory"):
         usage, limit, prefix, rss = b"memory.current", b"memory.max", b"", b"anon"
     else:
         usage, limit, prefix, rss = b"memory.usage_in_bytes", b"memory.limit_in_bytes", b"total_", b"total_rss"
-    stats.usage_bytes = _number(_text(h, "memory", path, usage))
-    stats.memory_limit_bytes = _limited(_number(_text(h, "memory", path, limit)))
+    stats.usage_bytes = number_or_none(controller_file(h, "memory", path, usage))
+    stats.memory_limit_bytes = limit_or_none(number_or_none(controller_file(h, "memory", path, limit)))
     stats.rss_bytes = values.get(rss)
     stats.page_faults = values.get(prefix + b"pgfault")
     stats.major_page_faults = values.get(prefix + b"pgmajfault")
@@ -163,29 +150,25 @@ def _read_memory(h: Hierarchy, path: str | bytes, stats: Stats) -> None:
 
 def _read_swap(h: Hierarchy, path: str | bytes, stats: Stats) -> None:
     if h.is_v2("memory"):
-        stats.swap_usage_bytes = _number(_text(h, "memory", path, b"memory.swap.current"))
-        stats.swap_limit_bytes = _number(_text(h, "memory", path, b"memory.swap.max"))
+        stats.swap_usage_bytes = number_or_none(controller_file(h, "memory", path, b"memory.swap.current"))
+        stats.swap_limit_bytes = number_or_none(controller_file(h, "memory", path, b"memory.swap.max"))
         return
-    both = _number(_text(h, "memory", path, b"memory.memsw.usage_in_bytes"))
+    both = number_or_none(controller_file(h, "memory", path, b"memory.memsw.usage_in_bytes"))
     if both is not None and stats.usage_bytes is not None:
         stats.swap_usage_bytes = max(0, both - stats.usage_bytes)
-    total = _limited(_number(_text(h, "memory", path, b"memory.memsw.limit_in_bytes")))
+    total = limit_or_none(number_or_none(controller_file(h, "memory", path, b"memory.memsw.limit_in_bytes")))
     if total is not None and stats.memory_limit_bytes is not None:
         stats.swap_limit_bytes = max(0, total - stats.memory_limit_bytes)
 
 
-def _limited(limit: int | None) -> int | None:
-    return None if limit is None or limit >= _V1_UNLIMITED else limit
-
-
 def _read_io(h: Hierarchy, path: str | bytes, stats: Stats) -> None:
     if h.is_v2("io"):
-        text = _text(h, "io", path, b"io.stat")
+        text = controller_file(h, "io", path, b"io.stat")
         pairs = [pair.split(b"=", 1) for pair in (text or b"").split() if b"=" in pair]
         sums = {key: sum(int(value) for k, value in pairs if k == key) for key in (b"rbytes", b"wbytes")}
         read_bytes, written_bytes = sums[b"rbytes"], sums[b"wbytes"]
     else:
-        text = _text(h, "blkio", path, b"blkio.throttle.io_service_bytes_recursive")
+        text = controller_file(h, "blkio", path, b"blkio.throttle.io_service_bytes_recursive")
         lines = [line.split() for line in (text or b"").splitlines()]
         read_bytes, written_bytes = (
             sum(int(line[2]) for line in lines if len(line) == 3 and line[1] == kind) for kind in (b"Read", b"Write")
