@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from crishim.errors import Unavailable
-from crishim.images.importing import config_document, document, manifest_document
+from crishim.images.documents import config_document, document, manifest_document
 from crishim.images.manifests import OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST, digest_of, host_platform
 from crishim.images.references import parse_reference
 from crishim.model.image import ImageConfig

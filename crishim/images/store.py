@@ -1,4 +1,4 @@
-"""The images of a node: pulled, loaded or imported, unpacked once per chain id, listed from memory.
+"""The images of a node: pulled or loaded, unpacked once per chain id, listed from memory.
 
 On the disk, all below ROOT and closed to other users: `images/images.db` (what is known), `images/partial` and
 `images/blobs` (`blobs.py`), `images/spool` (archives being read), `layers/<n>` (`layers.py`), `containers/<id>`
@@ -22,7 +22,6 @@ from crishim.errors import CrishimError, InvalidSpec, NotFound
 from crishim.images.archive import read_archive
 from crishim.images.blobs import BlobStore
 from crishim.images.disk import own_files
-from crishim.images.importing import imported_documents, layer_file_of
 from crishim.images.layers import LayerLimits, LayerStore, Unpacker
 from crishim.images.manifests import (
     MAX_CONFIG,
@@ -44,7 +43,7 @@ from crishim.images.repository import Repository
 from crishim.images.rootfs import RootFsStore
 from crishim.images.table import ImageTable
 from crishim.images.trees import remove_tree
-from crishim.model.image import Credentials, FilesystemUsage, Image, ImageConfig
+from crishim.model.image import Credentials, FilesystemUsage, Image
 
 _PARALLEL_LAYERS = 3
 _PULL_THREADS = 32
@@ -196,19 +195,6 @@ class ImageStore:
                 fetches = [_given(layer) for layer in archived.layers]
                 images.append(await self._install(configuration, documents, names, size, fetches))
             return images
-
-    async def import_rootfs(self, source: Path, reference: str, config: ImageConfig) -> Image:
-        """Make an image of one layer from a root file system: a tar (also compressed) or a directory."""
-        wanted = parse_reference(reference)
-        if wanted.tagged is None:
-            raise InvalidSpec(f"image reference {reference!r} has a digest, which an import cannot promise")
-        async with self._spooled() as spool:
-            layer, diff_id = await asyncio.to_thread(layer_file_of, source, spool)
-            documents = await asyncio.to_thread(imported_documents, layer, diff_id, config, self._platform)
-            configuration = parse_configuration(documents[1], self._platform)
-            names = [wanted.tagged, wanted.with_digest(digest_of(documents[0]))]
-            size = len(documents[1]) + layer.stat().st_size
-            return await self._install(configuration, documents, names, size, [_given(layer)])
 
     async def remove(self, name: str) -> None:
         """Remove the image with all its tags and digests, whatever names it; nothing when it is not there.

@@ -22,7 +22,7 @@ from crishim.images.demo import build_demo_image
 from crishim.images.store import ImageStore
 from crishim.images.users import UserDatabase
 from crishim.linux.mount import new_mount
-from crishim.model.image import Image, ImageConfig
+from crishim.model.image import Image
 from crishim.model.process import RootFs
 from tests.support.layers import archive, directory, symlink
 from tests.support.registry import image_config, sha256
@@ -172,25 +172,6 @@ def test_the_demo_image_is_reproducible_and_complete(store: ImageStore, tmp_path
         assert {"sh", "ls", "id", "cat", "sleep", "env"} <= names(root, "bin")
         assert b"root:x:0:0" in read(root, "etc/passwd")
         assert stat.S_IMODE(os.stat("tmp", dir_fd=root).st_mode) == 0o1777
-
-
-@pytest.mark.parametrize("form", ["directory", "tar", "gzip"])
-def test_a_root_file_system_becomes_an_image(store: ImageStore, tmp_path: Path, form: str) -> None:
-    source = tmp_path / "source"
-    (source / "etc").mkdir(parents=True)
-    (source / "etc/hostname").write_bytes(b"here")
-    os.link(source / "etc/hostname", source / "again")
-    if form != "directory":
-        with tarfile.open(tmp_path / "tar", "w:gz" if form == "gzip" else "w") as tar:
-            tar.add(source, ".")
-        source = tmp_path / "tar"
-    image = asyncio.run(store.import_rootfs(source, "imported:1", ImageConfig(cmd=("/init",), env=("A=1",))))
-    assert image.repo_tags == ("docker.io/library/imported:1",)
-    assert image.config == ImageConfig(cmd=("/init",), env=("A=1",))
-    with overlay(asyncio.run(store.rootfs.prepare("c1", image))) as root:
-        assert read(root, "again") == b"here"
-        assert os.stat("again", dir_fd=root).st_nlink == 2
-    assert os.listdir(tmp_path / "root/images/spool") == []
 
 
 @pytest.mark.parametrize(
