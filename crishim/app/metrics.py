@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from crishim.cgroups.stats import Stats
-from crishim.metrics.containers import ContainerMetrics, ContainerSample
+from crishim.metrics.containers import ContainerMetrics, SeriesSample
 from crishim.metrics.node import NodeMetrics
 
 
@@ -32,9 +32,10 @@ class Metrics:
         """We sent a signal."""
         self._node.signal_sent(signal, sender)
 
-    def oom_killed(self, count: int) -> None:
+    def oom_killed(self, container_id: str, count: int) -> None:
         """The kernel killed processes for want of memory."""
         self._node.oom_killed(count)
+        self._containers.oom_killed(container_id, count)
 
     def exec_ended(self, container_id: str, outcome: str, seconds: float) -> None:
         """An exec is over."""
@@ -45,15 +46,16 @@ class Metrics:
         """An image pull is over."""
         self._node.pull_ended(outcome, seconds, fetched_bytes)
 
-    def log_bytes_were_lost(self, count: int) -> None:
+    def log_bytes_were_lost(self, container_id: str, count: int) -> None:
         """Output was dropped."""
         self._node.log_bytes_were_lost(count)
+        self._containers.log_bytes_were_lost(container_id, count)
 
     def sampled(self, container_id: str, raw: Stats) -> None:
         """A container's cgroup was read."""
         self._containers.sampled(
             container_id,
-            ContainerSample(
+            SeriesSample(
                 cpu_usage_seconds_total=None if raw.cpu_usage_ns is None else raw.cpu_usage_ns / 1e9,
                 memory_working_set_bytes=raw.working_set_bytes,
                 memory_usage_bytes=raw.usage_bytes,

@@ -1,6 +1,6 @@
 """Series per container as text: lines are made when something changes, a scrape only joins them.
 
-At most 20 series per container, gone with the container. The text format wants all lines of a family together, so a
+At most 18 series per container, gone with the container. The text format wants all lines of a family together, so a
 container keeps one piece of text per family and the page is joined column by column.
 """
 
@@ -30,17 +30,17 @@ _EXECS = (
     ("execs_total", "counter", "Execs that ended, by outcome."),
     ("exec_seconds_total", "counter", "Time spent in execs."),
 )
+_EXIT = (
+    ("oom_kills_total", "counter", "Processes killed for want of memory, as counted when the container ended."),
+    ("log_bytes_lost_total", "counter", "Bytes of output that the log file did not take, as counted at the end."),
+)
 
 
 @dataclass(frozen=True, slots=True)
-class ContainerSample:
+class SeriesSample:
     """One sampling of a container; each field is a family of that name, None when it is not known."""
 
     cpu_usage_seconds_total: float | None = None
-    oom_kills_total: int | None = None
-    log_bytes_total: int | None = None
-    log_lines_total: int | None = None
-    log_bytes_lost_total: int | None = None
     memory_working_set_bytes: int | None = None
     memory_usage_bytes: int | None = None
     memory_limit_bytes: int | None = None
@@ -49,10 +49,6 @@ class ContainerSample:
 
 _SAMPLE_HELP = {
     "cpu_usage_seconds_total": "CPU time used.",
-    "oom_kills_total": "Processes killed for want of memory.",
-    "log_bytes_total": "Bytes of output written to the log.",
-    "log_lines_total": "Lines written to the log.",
-    "log_bytes_lost_total": "Bytes of output that the log file did not take.",
     "memory_working_set_bytes": "Memory in use without inactive file pages.",
     "memory_usage_bytes": "Memory charged to the container, page cache included.",
     "memory_limit_bytes": "Memory limit, when there is one.",
@@ -60,14 +56,14 @@ _SAMPLE_HELP = {
 }
 _SAMPLE = tuple(
     (field.name, "counter" if field.name.endswith("_total") else "gauge", _SAMPLE_HELP[field.name])
-    for field in fields(ContainerSample)
+    for field in fields(SeriesSample)
 )
 
 
 class _Lines:
     """The lines of one container: its label text, and its columns in the order of the families."""
 
-    __slots__ = ("exec_counts", "exec_seconds", "execs", "labels", "sample", "status")
+    __slots__ = ("exec_counts", "exec_seconds", "execs", "exit", "labels", "sample", "status")
 
     def __init__(self, labels: str) -> None:
         #: `namespace="..",pod="..",container="..",id=".."`
@@ -75,6 +71,7 @@ class _Lines:
         self.status = [""] * len(_STATUS)
         self.sample = [""] * len(_SAMPLE)
         self.execs = [""] * len(_EXECS)
+        self.exit = [""] * len(_EXIT)
         self.exec_counts = dict.fromkeys(EXEC_OUTCOMES, 0)
         self.exec_seconds = 0.0
 
@@ -90,7 +87,7 @@ class ContainerMetrics:
             self._container_changed(container)
         store.subscribe(self._store_changed)
 
-    def sampled(self, container_id: str, sample: ContainerSample) -> None:
+    def sampled(self, container_id: str, sample: SeriesSample) -> None:
         """A container was sampled; one that is gone is ignored."""
         lines = self._lines.get(container_id)
         if lines is not None:
@@ -98,6 +95,19 @@ class ContainerMetrics:
                 "" if value is None else _line(name, lines.labels, value)
                 for name, value in ((name, getattr(sample, name)) for name, _, _ in _SAMPLE)
             ]
+
+    def oom_killed(self, container_id: str, count: int) -> None:
+        """The container ended, and so many of its processes were killed for want of memory."""
+        self._exit_counted(container_id, 0, count)
+
+    def log_bytes_were_lost(self, container_id: str, count: int) -> None:
+        """The container ended, and its log did not take so many bytes."""
+        self._exit_counted(container_id, 1, count)
+
+    def _exit_counted(self, container_id: str, column: int, count: int) -> None:
+        lines = self._lines.get(container_id)
+        if lines is not None:
+            lines.exit[column] = _line(_EXIT[column][0], lines.labels, count)
 
     def exec_ended(self, container_id: str, outcome: str, seconds: float) -> None:
         """An exec of the container ended; outcome is one of EXEC_OUTCOMES."""
@@ -115,9 +125,9 @@ class ContainerMetrics:
 
     def render(self) -> bytes:
         """The series of all containers in the text format 0.0.4, UTF-8."""
-        rows = [lines.status + lines.execs + lines.sample for lines in list(self._lines.values())]
+        rows = [lines.status + lines.execs + lines.exit + lines.sample for lines in list(self._lines.values())]
         page = []
-        for (name, kind, text), column in zip(_STATUS + _EXECS + _SAMPLE, zip(*rows)):
+        for (name, kind, text), column in zip(_STATUS + _EXECS + _EXIT + _SAMPLE, zip(*rows)):
             page.append(f"# HELP crishim_container_{name} {text}\n# TYPE crishim_container_{name} {kind}\n")
             page.extend(column)
         return "".join(page).encode("utf-8", "replace")

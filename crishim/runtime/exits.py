@@ -112,7 +112,7 @@ class Exits:
         own_pid = running is not None and any(each.kind is NamespaceKind.PID for each in running.spec.namespaces)
         note = self._places.read_stop(sandbox_id, record.container_id)
         if self.apply(verdict(record, note, own_pid)) and record.log_bytes_lost:
-            self._observer.log_bytes_were_lost(record.log_bytes_lost)
+            self._observer.log_bytes_were_lost(record.container_id, record.log_bytes_lost)
 
     def apply(self, event: ProcessExited) -> bool:
         """Bring an exit into the store and tell who waits; False when it was known."""
@@ -126,7 +126,7 @@ class Exits:
             self._store.update_container(event.container_id, lambda old: apply_event(old, event))
             self._observer.process_exited(event.reason)
             if event.oom_kills:
-                self._observer.oom_killed(event.oom_kills)
+                self._observer.oom_killed(event.container_id, event.oom_kills)
             logger.info(
                 "container %s ended: %s, exit code %d, by %s",
                 event.container_id,

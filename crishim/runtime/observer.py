@@ -25,8 +25,8 @@ class Observer(Protocol):
         """signal is a name ("SIGTERM"), sender a value of `model.events.Sender`."""
         ...
 
-    def oom_killed(self, count: int) -> None:
-        """The kernel killed `count` processes of a container for want of memory."""
+    def oom_killed(self, container_id: str, count: int) -> None:
+        """A container ended, and the kernel had killed `count` of its processes for want of memory."""
         ...
 
     def exec_ended(self, container_id: str, outcome: str, seconds: float) -> None:
@@ -37,6 +37,6 @@ class Observer(Protocol):
         """An image pull is over; outcome is "ok" or "failed"."""
         ...
 
-    def log_bytes_were_lost(self, count: int) -> None:
-        """Output was dropped because the log could not be written."""
+    def log_bytes_were_lost(self, container_id: str, count: int) -> None:
+        """A container ended, and `count` bytes of its output were dropped as its log could not be written."""
         ...

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from crishim.metrics.containers import EXEC_OUTCOMES, ContainerMetrics, ContainerSample
+from crishim.app.metrics import Metrics
+from crishim.metrics.containers import EXEC_OUTCOMES, ContainerMetrics, SeriesSample
 from crishim.metrics.node import NodeMetrics
 from crishim.model.container import Container, ContainerConfig, ContainerState, ContainerUser
 from crishim.model.sandbox import Sandbox, SandboxConfig, SandboxState
@@ -28,7 +29,7 @@ CONTAINER = Container(
     image_name="busybox",
     user=ContainerUser(0, 0),
 )
-SAMPLE = ContainerSample(**{field.name: number for number, field in enumerate(fields(ContainerSample), 1)})
+SAMPLE = SeriesSample(**{field.name: number for number, field in enumerate(fields(SeriesSample), 1)})
 
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -135,16 +136,34 @@ def test_containers_of_a_restarted_server_are_there_from_the_start(store: Store)
     assert b'state="created"' in ContainerMetrics(store).render()
 
 
-def test_a_container_has_at_most_20_series(store: Store) -> None:
+def test_a_container_has_at_most_18_series(store: Store) -> None:
     metrics = ContainerMetrics(store)
     store.put_container(replace(CONTAINER, started_at_ns=1))
     metrics.sampled("c0", SAMPLE)
     for outcome in EXEC_OUTCOMES:
         metrics.exec_ended("c0", outcome, 0.1)
-    assert len(read(metrics.render())) == 18
+    assert len(read(metrics.render())) == 14
     store.update_container("c0", exited)
     metrics.sampled("c0", SAMPLE)
-    assert len(read(metrics.render())) == 20
+    metrics.oom_killed("c0", 1)
+    metrics.log_bytes_were_lost("c0", 1)
+    assert len(read(metrics.render())) == 18
+
+
+def test_what_was_counted_at_the_exit_is_shown_after_it(store: Store) -> None:
+    node, metrics = NodeMetrics("1", tuple), ContainerMetrics(store)
+    observer = Metrics(node, metrics)
+    store.put_container(CONTAINER)
+    labels = {"namespace": "shop", "pod": "web", "container": "app", "id": "c0"}
+    store.update_container("c0", exited)
+    assert value(read(observer.render()), "crishim_container_oom_kills_total", **labels) is None
+    observer.oom_killed("c0", 2)
+    observer.log_bytes_were_lost("c0", 77)
+    observer.oom_killed("gone", 1)
+    series = read(observer.render())
+    assert value(series, "crishim_container_oom_kills_total", **labels) == 2
+    assert value(series, "crishim_container_log_bytes_lost_total", **labels) == 77
+    assert value(series, "crishim_oom_kills_total") == 3
 
 
 def test_counters_stay_after_the_exit_and_present_values_go(store: Store) -> None:
@@ -193,10 +212,12 @@ def test_many_containers_share_one_group_per_family_and_scrape_fast(store: Store
         metrics.sampled(name, SAMPLE)
         for outcome in EXEC_OUTCOMES:
             metrics.exec_ended(name, outcome, 0.1)
+        metrics.oom_killed(name, 1)
+        metrics.log_bytes_were_lost(name, 1)
     times = []
     for _ in range(5):
         begin = time.thread_time()
         page = metrics.render()
         times.append(time.thread_time() - begin)
-    assert len(read(page)) == 10_000
+    assert len(read(page)) == 9_000
     assert min(times) < 0.05
