@@ -132,13 +132,13 @@ class Server:
         """End the server; what it started goes on."""
         self._starting = "the server is stopping"
         self._events.close()
+        if hasattr(self, "_metrics_server"):
+            await self._metrics_server.stop()  # first: a page that is asked for begins to read usage
         if hasattr(self, "_grpc"):
             await self._grpc.stop(_CALLS_S)
         if hasattr(self, "_streaming"):
             await self._streaming.stop()
         await self._operations.close(_OPERATIONS_S)
-        if hasattr(self, "_metrics_server"):
-            await self._metrics_server.stop()
         idle = not self._live.monitors()
         self._live.close()
         await self._executor.close()

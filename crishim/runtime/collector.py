@@ -128,8 +128,9 @@ class Collector:
         """Somebody looks at the usage: read for the next half minute."""
         self._asked_at = time.monotonic()
         if not self._looping:
-            self._looping = True
-            self._operations.spawn(self._loop(), "collector")
+            with suppress(Unavailable):  # the server is stopping
+                self._operations.spawn(self._loop(), "collector")
+                self._looping = True
 
     def forget(self, id: str) -> None:
         """A container or a sandbox is gone."""

@@ -51,6 +51,8 @@ class Operations:
         #: (request, result) by key, of operations that ended when no caller was left
         self._parked: dict[Hashable, tuple[object, Any]] = {}
         self._background: set[asyncio.Task[Any]] = set()
+        #: cancelled with their last caller and not at their end yet: nobody joins them
+        self._leaving: set[asyncio.Task[Any]] = set()
         self._closing = False
 
     async def run(
@@ -88,7 +90,10 @@ class Operations:
             del self._parked[next(iter(self._parked))]
 
     def spawn(self, work: Coroutine[Any, Any, object], name: str) -> None:
-        """Run something in the background; a failure is logged, and `close` cancels it."""
+        """Run something in the background; a failure is logged, and `close` cancels it. Unavailable after that."""
+        if self._closing:
+            work.close()
+            raise Unavailable("the server is stopping")
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._background.add(task)
         task.add_done_callback(self._background_done)
@@ -112,13 +117,15 @@ class Operations:
         self._closing = True
         for task in self._background:
             task.cancel()
-        tasks = {operation.task for operation in self._running.values() if operation.task}
+        tasks = {operation.task for operation in self._running.values() if operation.task} | self._leaving
         if tasks:
             _, pending = await asyncio.wait(tasks, timeout=grace_s)
             for task in pending:
                 task.cancel()
             if pending:
                 await asyncio.wait(pending)
+        for task in self._background:
+            task.cancel()  # once more: one that was in the midst of its clean-up may have gone on waiting
         if self._background:
             await asyncio.wait(self._background)
 
@@ -134,7 +141,8 @@ class Operations:
             return await work(operation)
 
         def done(task: asyncio.Task[T]) -> None:
-            del self._running[key]
+            if self._running.get(key) is operation:
+                del self._running[key]
             if task.cancelled():
                 return
             failure = task.exception()  # taken, so that asyncio does not complain about it
@@ -163,7 +171,15 @@ class Operations:
         finally:
             operation.waiters -= 1
             if cancel_with_last_caller and not operation.waiters and not task.done():
-                task.cancel()
+                self._leave(operation, task)
+
+    def _leave(self, operation: Operation, task: asyncio.Task[Any]) -> None:
+        """Cancel it; the next call with its key begins anew instead of joining what ends."""
+        if self._running.get(operation.key) is operation:
+            del self._running[operation.key]
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+        task.cancel()
 
     def _background_done(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import pytest
@@ -195,6 +196,88 @@ def test_closing_lets_work_end_and_then_cancels_it() -> None:
         assert done[0] == "id" and isinstance(done[1], Unavailable) and slow.cancelled
         with pytest.raises(Unavailable, match="stopping"):
             await begin(operations, quick)
+
+    run(scene())
+
+
+def test_a_retry_does_not_join_what_ends_with_its_last_caller() -> None:
+    async def scene() -> None:
+        operations = Operations()
+        clean = asyncio.Event()
+
+        async def slow_to_end(operation: Operation) -> str:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await clean.wait()
+            return ""
+
+        again = Work("again")
+        again.go.set()
+        await abandoned(begin(operations, slow_to_end, cancel_with_last_caller=True))
+        assert await begin(operations, again, cancel_with_last_caller=True) == "again"
+        third = Work("third")
+        call = asyncio.ensure_future(begin(operations, third))
+        await settle()
+        clean.set()
+        await settle()
+        assert len(operations.in_flight()) == 1, "the end of the first is not the end of the third"
+        third.go.set()
+        assert await call == "third"
+
+    run(scene())
+
+
+def test_what_is_being_cleaned_up_is_waited_for_at_the_end() -> None:
+    async def scene() -> None:
+        operations, ended = Operations(), False
+
+        async def work(operation: Operation) -> str:
+            nonlocal ended
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await settle()
+                ended = True
+            return ""
+
+        await abandoned(begin(operations, work, cancel_with_last_caller=True))
+        await operations.close(5)
+        assert ended
+
+    run(scene())
+
+
+def test_nothing_is_begun_in_the_background_at_the_end() -> None:
+    async def scene() -> None:
+        operations = Operations()
+
+        async def work() -> None:
+            raise AssertionError("it was begun")
+
+        await operations.close(0.01)
+        with pytest.raises(Unavailable, match="stopping"):
+            operations.spawn(work(), "late")
+        await settle()
+
+    run(scene())
+
+
+def test_background_work_that_outlives_one_cancellation_is_cancelled_again() -> None:
+    async def scene() -> None:
+        operations = Operations()
+
+        async def stubborn() -> None:
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            await asyncio.Event().wait()
+
+        operations.spawn(stubborn(), "stubborn")
+        operation = asyncio.ensure_future(begin(operations, Work()))
+        await settle()
+        await operations.close(0.01)
+        with pytest.raises(Unavailable):
+            await operation
 
     run(scene())
 
