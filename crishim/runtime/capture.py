@@ -10,6 +10,8 @@ import fcntl
 import os
 from contextlib import suppress
 
+#: how long the output of an ended process is waited for when another process still holds the pipe
+DRAIN_S = 0.1
 #: a pipe that was found full is given this size, so that a flood costs fewer wake-ups
 _PIPE_BYTES = 1 << 20
 _F_SETPIPE_SZ = 1031

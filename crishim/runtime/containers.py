@@ -36,7 +36,7 @@ from crishim.runtime.steps import reached
 from crishim.runtime.stopping import Stopping
 from crishim.runtime.undo import Undo
 from crishim.runtime.users import ImageUsers
-from crishim.runtime.verdict import start_failed
+from crishim.runtime.verdict import outcome_of, start_failed
 from crishim.spec.capabilities import capability_sets
 from crishim.spec.cgroup import container_cgroup
 from crishim.spec.container import Surroundings, check_namespaces, container_spec, namespaces_of
@@ -230,7 +230,7 @@ class Containers:
                 started = await monitor.start_container(spec, pid_target=self._pid_target(container, sandbox))
             except (StartFailed, InvalidSpec) as error:
                 self._exits.apply(start_failed(container_id, time.time_ns(), str(error)))
-                self._observer.process_start_failed("init", _outcome(str(error)))
+                self._observer.process_start_failed("init", outcome_of(str(error)))
                 raise
             reached("start_container.started")
             operation.enter("start_container.status")
@@ -384,10 +384,3 @@ def _container(spec: ContainerSpec, config: ContainerConfig, sandbox: Sandbox, i
         cgroup_path=spec.cgroup.path,
         resources=config.resources,
     )
-
-
-def _outcome(sentence: str) -> str:
-    """A word for the metrics: most failures are a wrong command."""
-    if "no such file" in sentence or "not found" in sentence:
-        return "not_found"
-    return "denied" if "permission denied" in sentence else "error"

@@ -16,7 +16,7 @@ from crishim.errors import Exhausted, StartFailed, TimedOut, Unavailable, WrongS
 from crishim.executor.client import ExecSpec
 from crishim.model.events import Sender
 from crishim.model.exec import ExecResult
-from crishim.runtime.capture import Capture
+from crishim.runtime.capture import DRAIN_S, Capture
 from crishim.runtime.executor import ExecProcess, Executor
 from crishim.runtime.helper import Helper
 from crishim.runtime.live import Live, LiveContainer
@@ -24,14 +24,13 @@ from crishim.runtime.observer import Observer
 from crishim.runtime.operations import Operation, Operations
 from crishim.runtime.settings import Settings
 from crishim.runtime.steps import reached
+from crishim.runtime.verdict import outcome_of
 from crishim.spec.container import exec_namespaces
 from crishim.spec.process import exec_process
 from crishim.store.store import Store
 
 logger = logging.getLogger(__name__)
 
-#: how long the output of an ended exec is waited for when another process still holds the pipe
-_DRAIN_S = 0.1
 _MAX_LEAVES = 4096
 _KILL_ROUNDS = 50
 
@@ -96,8 +95,7 @@ class Execs:
             outcome = "timeout"
             raise
         except StartFailed as error:
-            sentence = str(error)
-            self._observer.process_start_failed("exec", "not_found" if "not found" in sentence else "error")
+            self._observer.process_start_failed("exec", outcome_of(str(error)))
             raise
         finally:
             capture.close()
@@ -140,7 +138,7 @@ class Execs:
             await leaf.kill(self._observer, Sender.RUNTIME)
             raise
         self._observer.process_started("exec", {})
-        await capture.drain(_DRAIN_S)
+        await capture.drain(DRAIN_S)
         return ExecResult(capture.output(1), capture.output(2), ended.code)
 
 

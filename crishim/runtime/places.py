@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crishim.errors import Internal, NotFound
+from crishim.errors import Exhausted, Internal, NotFound, Unavailable
 from crishim.model.process import ContainerSpec
 from crishim.store import codec
 
@@ -56,26 +56,31 @@ class Places:
         return self.sandboxes / sandbox_id
 
     def make_sandbox(self, sandbox_id: str) -> Path:
-        """Make the directories of a sandbox, closed to other users."""
+        """Make the directories of a sandbox, closed to other users. Exhausted when they cannot be made."""
         directory = self.sandbox(sandbox_id)
-        for path in (directory, directory / "files", directory / "specs", directory / "stops"):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            for path in (directory, directory / "files", directory / "specs", directory / "stops"):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Exhausted(f"the directory {directory} cannot be made: {error.strerror}") from error
         return directory
 
     def remove_sandbox(self, sandbox_id: str) -> None:
-        """Remove all that is left of a sandbox; a missing directory is fine."""
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.sandbox(sandbox_id))
+        """Remove all that is left of a sandbox; a missing directory is fine. Unavailable when it cannot be removed."""
+        directory = self.sandbox(sandbox_id)
+        try:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(directory)
+        except OSError as error:
+            raise Unavailable(f"the directory {directory} cannot be removed: {error.strerror}") from error
 
     def file(self, sandbox_id: str, name: str) -> Path:
         """Path of a file that containers of the sandbox see."""
         return self.sandbox(sandbox_id) / "files" / name
 
     def write_file(self, sandbox_id: str, name: str, text: str) -> None:
-        """Make or replace such a file, 0644."""
-        path = self.file(sandbox_id, name)
-        _write(path, text.encode("utf-8", "surrogateescape"))
-        path.chmod(0o644)
+        """Make or replace such a file, 0644. Exhausted when the state directory is full, as for all that is written."""
+        _write(self.file(sandbox_id, name), text.encode("utf-8", "surrogateescape"), 0o644)
 
     def has_file(self, sandbox_id: str, name: str) -> str | None:
         """Its path, None when it was not made."""
@@ -84,7 +89,7 @@ class Places:
 
     def own_cgroup(self, sandbox_id: str) -> None:
         """Note that nobody else had made the pod's cgroup: it goes with the sandbox."""
-        (self.sandbox(sandbox_id) / "own_cgroup").touch()
+        _write(self.sandbox(sandbox_id) / "own_cgroup", b"")
 
     def owns_cgroup(self, sandbox_id: str) -> bool:
         """Whether that was noted."""
@@ -117,7 +122,7 @@ class Places:
         """The last note, None when we sent no signal."""
         try:
             return codec.from_bytes(StopNote, self._stop(sandbox_id, container_id).read_bytes())
-        except (FileNotFoundError, codec.DecodeError):
+        except (OSError, codec.DecodeError):
             return None
 
     def remove_container(self, sandbox_id: str, container_id: str) -> None:
@@ -127,7 +132,10 @@ class Places:
             self._stop(sandbox_id, container_id),
             self.sandbox(sandbox_id) / "exits" / container_id,
         ):
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise Unavailable(f"{path} cannot be removed: {error.strerror}") from error
 
     def _spec(self, sandbox_id: str, container_id: str) -> Path:
         return self.sandbox(sandbox_id) / "specs" / container_id
@@ -138,7 +146,10 @@ class Places:
     def _keep_filter(self, program: bytes) -> str:
         digest = hashlib.sha256(program).hexdigest()
         if digest not in self._loaded:
-            self._filters.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                self._filters.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise Exhausted(f"the directory {self._filters} cannot be made: {error.strerror}") from error
             if not (self._filters / digest).exists():
                 _write(self._filters / digest, program)
             self._loaded[digest] = program
@@ -157,9 +168,15 @@ class Places:
         return replace(stored.spec, process=replace(stored.spec.process, seccomp=program))
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes, mode: int = 0o600) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(content)
-    os.replace(temporary, path)
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            file.write(content)
+            os.fchmod(fd, mode)
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise Exhausted(f"{path} cannot be written: {error.strerror}") from error

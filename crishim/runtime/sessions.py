@@ -31,6 +31,7 @@ from crishim.model.session import (
     PortForwardRequest,
     SessionRequest,
 )
+from crishim.runtime.answers import answered
 from crishim.runtime.execs import Leaf
 from crishim.runtime.executor import ExecProcess, Executor
 from crishim.runtime.helper import Helper
@@ -39,6 +40,7 @@ from crishim.runtime.observer import Observer
 from crishim.runtime.operations import Operations
 from crishim.runtime.stdio import STDERR, STDOUT, Attached, Descriptors, Stdio
 from crishim.runtime.tokens import Tokens
+from crishim.runtime.verdict import outcome_of
 from crishim.spec.container import exec_namespaces
 from crishim.spec.process import exec_process
 from crishim.store.store import Kind, Store
@@ -213,7 +215,7 @@ class Sessions:
     async def open_attach(self, request: AttachRequest) -> Session:
         """Look at a running container. WrongState or Unavailable say why not."""
         container = self._live.running(request.container_id)
-        fd = await self._live.monitor(container.sandbox_id).attach(container.id)
+        fd = await answered(container.sandbox_id, self._live.monitor(container.sandbox_id).attach(container.id))
         stdio = Attached(fd, stdout=request.stdout, stderr=request.stderr)
         return Session(stdio, lambda: _attach_ended(container), container.exited.wait, lambda: None)
 
@@ -240,7 +242,7 @@ class Sessions:
             sock = socket.socket(family, socket.SOCK_STREAM)
         else:
             monitor = self._live.monitor(sandbox.id)
-            sock = socket.socket(fileno=await monitor.open_socket(family, socket.SOCK_STREAM, 0))
+            sock = socket.socket(fileno=await answered(sandbox.id, monitor.open_socket(family, socket.SOCK_STREAM, 0)))
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -316,7 +318,7 @@ class Sessions:
                 execution.open(Descriptors.of_console(await process.console(), stdin=execution.request.stdin))
             ended = await process.wait()
         except StartFailed as error:
-            self._observer.process_start_failed("exec", "not_found" if "not found" in str(error) else "error")
+            self._observer.process_start_failed("exec", outcome_of(str(error)))
             return Failed(str(error))
         except Unavailable as error:
             await leaf.kill(self._observer, Sender.RUNTIME)

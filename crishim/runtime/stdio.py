@@ -15,12 +15,12 @@ import termios
 from contextlib import suppress
 from typing import Protocol
 
+from crishim.runtime.capture import DRAIN_S
+
 STDOUT = 1
 STDERR = 2
 
 _READ_BYTES = 64 << 10
-#: how long the output of an ended process is waited for when another process still holds the pipe
-_DRAIN_S = 0.1
 
 
 class Stdio(Protocol):
@@ -95,7 +95,7 @@ class Descriptors:
             if not self._process_ended.is_set():
                 await _until_readable(self._waiting, *self._outputs.values())
                 return True
-            async with asyncio.timeout(_DRAIN_S):
+            async with asyncio.timeout(DRAIN_S):
                 await _until_readable(self._waiting, *self._outputs.values())
         except TimeoutError:
             return False

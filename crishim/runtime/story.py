@@ -6,7 +6,6 @@ operations under way. They are small files of our own, read in a thread when som
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from crishim.runtime.helper import Helper
 from crishim.runtime.operations import Operations
 from crishim.runtime.places import Places, StopNote
 from crishim.runtime.steps import WAITS
-from crishim.runtime.verdict import verdict
+from crishim.runtime.verdict import signal_name, verdict
 from crishim.spec.container import namespaces_of
 from crishim.store.store import Store
 
@@ -151,7 +150,7 @@ def tell(
     if container.started_at_ns:
         moments.append(Moment(container.started_at_ns, "started"))
     if note is not None:
-        moments.append(Moment(note.at_ns, f"we sent {_signal(note.signal)} ({note.sender})"))
+        moments.append(Moment(note.at_ns, f"we sent {signal_name(note.signal)} ({note.sender})"))
     if container.finished_at_ns:
         moments.append(Moment(container.finished_at_ns, _end(container)))
     exited = container.state is ContainerState.EXITED
@@ -171,7 +170,7 @@ def tell(
         reason=container.reason,
         message=container.message,
         exit_code=container.exit_code if exited else None,
-        signal=_signal(event.signal) if event is not None and event.signal is not None else "",
+        signal=signal_name(event.signal) if event is not None and event.signal is not None else "",
         sender=event.sender.value if event is not None else "",
         oom_kills=event.oom_kills if event is not None else None,
         signal_to_exit_s=_after(note, container),
@@ -195,10 +194,3 @@ def _waits(stage: str) -> str:
 
 def _full_name(sandbox: Sandbox) -> str:
     return f"{sandbox.config.namespace}/{sandbox.config.name}"
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

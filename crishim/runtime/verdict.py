@@ -56,6 +56,21 @@ def _sender(record: ExitRecord, note: StopNote | None, reason: str, own_pid_name
     return Sender.INSIDE
 
 
+def signal_name(number: int) -> str:
+    """ASCII name ("SIGTERM"), "signal N" for one that has none (signal(7), real-time signals)."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def outcome_of(sentence: str) -> str:
+    """A word for the metrics from the sentence of a StartFailed: most of them are a wrong command."""
+    if "no such file" in sentence or "not found" in sentence:
+        return "not_found"
+    return "denied" if "permission denied" in sentence else "error"
+
+
 def lost(container_id: str, started_at_ns: int, ended_at_ns: int, message: str, *, killed: bool) -> ProcessExited:
     """The event of an init whose record nobody has. killed: we ended it; else all that is known is that it is gone."""
     return ProcessExited(

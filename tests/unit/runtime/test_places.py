@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from crishim.errors import Internal, NotFound
+from crishim.errors import Exhausted, Internal, NotFound, Unavailable
 from crishim.model.process import CgroupSpec, ContainerSpec, MountSpec, Namespace, NamespaceKind, ProcessSpec, RootFs
 from crishim.runtime.places import Places, StopNote
 
@@ -85,3 +87,29 @@ def test_removal_is_complete_and_can_be_repeated(places: Places, tmp_path: Path)
     for _ in range(2):
         places.remove_sandbox("s1")
     assert not (tmp_path / "sandboxes/s1").exists()
+
+
+def test_a_full_directory_is_said_and_leaves_no_temporary_file(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("crishim.runtime.places.os.replace", full)
+    for write in (
+        lambda: places.write_spec("s1", SPEC),
+        lambda: places.write_stop("s1", "c1", StopNote(9, "stop", 2)),
+        lambda: places.write_file("s1", "hosts", "x"),
+        lambda: places.own_cgroup("s1"),
+    ):
+        with pytest.raises(Exhausted, match="No space left"):
+            write()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_directories_that_cannot_be_made_or_removed_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sandboxes").write_text("in the way")
+    with pytest.raises(Exhausted, match="sandboxes/s1 cannot be made"):
+        Places(tmp_path).make_sandbox("s1")
+    with pytest.raises(Unavailable, match="sandboxes/s1 cannot be removed"):
+        Places(tmp_path).remove_sandbox("s1")

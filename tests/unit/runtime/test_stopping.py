@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from crishim.cgroups import effects
 from crishim.cgroups.hierarchy import Hierarchy
-from crishim.errors import Unavailable
+from crishim.errors import Exhausted, Unavailable
 from crishim.model.container import Container, ContainerConfig, ContainerState, ContainerUser
 from crishim.model.exit import ExitRecord
 from crishim.model.node import CgroupDriver
@@ -70,7 +71,8 @@ class Scene:
             hierarchy,
             operations,
             helper,
-            self.observer,  # type: ignore[arg-type]
+            self.observer,
+            record_again_s=0.001,
         )
         settings = Settings(
             node=NodeAbilities((6, 18), "x86_64", frozenset()),
@@ -195,6 +197,60 @@ def test_what_is_gone_or_exited_is_stopped_already(tmp_path: Path, monkeypatch: 
         stage.ends(3)
         await stage.stopping.stop(CONTAINER, 0)
         assert (stage.container.exit_code, stage.kills, stage.observer.signals) == (3, 0, [])
+
+    play(scene())
+
+
+def test_an_exit_is_recorded_when_the_state_directory_has_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        stage = Scene(tmp_path, monkeypatch)
+        change, full = stage.store.update_container, True
+
+        def update(container_id: str, changed: Callable[[Container], Container]) -> Container:
+            if full:
+                raise Exhausted("the state directory is full")
+            return change(container_id, changed)
+
+        monkeypatch.setattr(stage.store, "update_container", update)
+        running = stage.live.find(CONTAINER)
+        assert running is not None
+        stage.ends(3)
+        stage.ends(3)
+        await settle()
+        assert (stage.container.exit_code, running.exited.is_set()) == (0, False)
+        full = False
+        await running.exited.wait()
+        assert stage.container.exit_code == 3
+
+    play(scene())
+
+
+def test_a_note_that_cannot_be_written_does_not_hold_up_the_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        stage = Scene(tmp_path, monkeypatch)
+        (tmp_path / "sandboxes" / SANDBOX / "stops").rmdir()
+        await stage.stopping.stop(CONTAINER, 0)
+        assert (stage.container.state, stage.kills) == (ContainerState.EXITED, 1)
+
+    play(scene())
+
+
+def test_a_loss_of_the_monitor_ends_the_other_containers_when_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        stage = Scene(tmp_path, monkeypatch)
+        stage.live.ended(CONTAINER)
+        unknown = replace(SPEC, id="a" * 64)  # to the store, so its end cannot be recorded
+        stage.live.add(LiveContainer(SANDBOX, unknown, 8, -1))
+        stage.live.add(LiveContainer(SANDBOX, SPEC, 7, -1))
+        stage.dies_of_kill = False
+        await stage.exits.monitor_lost(SANDBOX)
+        assert stage.container.state is ContainerState.EXITED
 
     play(scene())
 
