@@ -222,6 +222,37 @@ def test_a_process_that_waits_for_a_dead_file_system_can_be_stopped(server: Serv
 # -- disks
 
 
+def test_a_full_state_directory_keeps_no_container_from_being_stopped(tmp_path: Path) -> None:
+    node = tmp_path / "node"
+    state = node / "state"
+    state.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "crishim-state", state], check=True)
+    try:
+        with server_with_image(node) as server:
+            sandbox, pod = server.run_pod("fullstate")
+            stopped = server.started(sandbox, pod, "sleep", "1000", name="stopped")
+            killed = server.started(sandbox, pod, "sleep", "1000", name="killed")
+            with open(state / "ballast", "wb", buffering=0) as ballast, pytest.raises(OSError, match="No space left"):
+                while True:
+                    ballast.write(bytes(4096))
+            with pytest.raises(CrishimError, match=r"cannot be (written|made)"):
+                server.run_pod("more")
+            with pytest.raises(Unavailable):
+                server.stop(stopped, timeout=0)
+            (pid,) = pids_of(server, killed)
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: not pids_of(server, stopped) | pids_of(server, killed), "their end", PATIENCE_S)
+            assert server.status(killed).state == m.CONTAINER_RUNNING
+            (state / "ballast").unlink()
+            for each in (stopped, killed):
+                status = server.exited(each)
+                assert (status.exit_code, status.reason) == (137, "Error")
+            server.remove_pod(sandbox)
+            assert not [path for path in state.rglob("*") if path.name.endswith(".tmp")]
+    finally:
+        subprocess.run(["umount", "-l", state], check=True)
+
+
 def test_a_full_log_disk_is_counted_and_the_log_goes_on_afterwards(server: Server, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -366,6 +397,34 @@ def test_a_pod_whose_monitor_was_killed_is_ended_and_says_why(server: Server) ->
     server.remove_pod(sandbox)
     assert gone(server, sandbox)
     server.remove_pod(other)
+
+
+def test_a_frozen_monitor_holds_up_no_call_for_ever_and_ends_with_its_pod(server: Server) -> None:
+    sandbox, pod = server.run_pod("frozenmonitor")
+    container = server.started(sandbox, pod)
+    created = server.create(sandbox, pod, name="created")
+    monitor = monitor_of(server, sandbox)
+    os.kill(monitor, signal.SIGSTOP)
+    try:
+        with pytest.raises(Unavailable, match="does not answer"):
+            reopen = m.ReopenContainerLogRequest(container_id=container)
+            server.client.runtime("ReopenContainerLog", reopen, timeout_s=ANSWER_S)
+        start = m.StartContainerRequest(container_id=created)
+        with Client(server.address) as client, in_background(lambda: client.runtime("StartContainer", start)) as ends:
+            wait_until(lambda: under_way(server), "the start", PATIENCE_S)
+            server.stop(container, timeout=0)
+            assert server.status(container).state == m.CONTAINER_EXITED
+            with pytest.raises(Unavailable, match="does not answer"):
+                remove = m.RemoveContainerRequest(container_id=container)
+                server.client.runtime("RemoveContainer", remove, timeout_s=ANSWER_S)
+            server.stop_pod(sandbox)
+        assert isinstance(ends[0], Unavailable)
+    finally:
+        if monitor in server.monitors():
+            os.kill(monitor, signal.SIGCONT)
+    assert monitor not in server.monitors()
+    server.remove_pod(sandbox)
+    assert gone(server, sandbox)
 
 
 # -- network
