@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import secrets
 import shutil
 import signal as signals
 import tempfile
@@ -42,14 +43,25 @@ T = TypeVar("T")
 _POD_NAMESPACES = (NamespaceKind.NETWORK, NamespaceKind.IPC, NamespaceKind.UTS)
 
 
-def cgroup_root(pid: int | None = None) -> str:
-    """Cgroup of what a Python process runs (None: this one); no other has cgroups in it. It goes with the engine."""
-    return f"/crishim-run-{pid or os.getpid()}"
+_TOKEN = secrets.token_hex(4)
 
 
-def monitor_directories(pid: int | None = None) -> str:
+def program_id() -> str:
+    """Name of this Python process that no later one has, as it has the pid alone: "PID-random"."""
+    return f"{os.getpid()}-{_TOKEN}"
+
+
+def cgroup_root(program: str | None = None) -> str:
+    """Cgroup of what a Python process runs, by its `program_id` (None: ours); no other has cgroups in it.
+
+    It goes with the engine.
+    """
+    return f"/crishim-run-{program or program_id()}"
+
+
+def monitor_directories(program: str | None = None) -> str:
     """What the names of the monitors' directories begin with, below the directory of temporary files."""
-    return f"crishim-{pid or os.getpid()}-"
+    return f"crishim-{program or program_id()}-"
 
 
 def isolated(

@@ -6,7 +6,6 @@ The root is a directory, or an image of a store that only runs use (ROOT/run, `r
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import socket
 import sys
@@ -57,7 +56,7 @@ def run(request: RunRequest) -> int:
     with_root()
     for number in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, lambda received, _: sys.exit(128 + received))  # during a pull
-    run_id = f"run-{os.getpid()}-{secrets.token_hex(4)}"
+    run_id = process.program_id()
     engine = process.open_engine(ROLES)
     with ExitStack() as after:
         if is_path(request.source):

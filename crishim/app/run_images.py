@@ -16,7 +16,7 @@ from pathlib import Path
 from crishim.app.image_store import open_image_store
 from crishim.cgroups import effects
 from crishim.config import ImagesConfig
-from crishim.errors import NotFound
+from crishim.errors import NotFound, Unavailable
 from crishim.images.store import ImageStore
 from crishim.images.trees import remove_tree
 from crishim.model.image import Image, ImageConfig
@@ -32,7 +32,10 @@ class Runs:
         self._config = images
         self._engine = engine
         self._alive = root / "alive"
-        self._alive.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._alive.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unavailable(f"--root: {root.parent} cannot be used: {(error.strerror or '').lower()}") from error
 
     @contextmanager
     def rootfs(self, run_id: str, reference: str) -> Iterator[tuple[RootFs, ImageConfig]]:
@@ -71,10 +74,9 @@ class Runs:
                 life = _locked(self._alive / run_id, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 try:
                     hierarchy = self._engine.executor.hierarchy
-                    pid = int(run_id.split("-")[1])
-                    effects.kill(hierarchy, cgroup_root(pid))
-                    effects.remove(hierarchy, cgroup_root(pid))
-                    for directory in Path(tempfile.gettempdir()).glob(f"{monitor_directories(pid)}*"):
+                    effects.kill(hierarchy, cgroup_root(run_id))
+                    effects.remove(hierarchy, cgroup_root(run_id))
+                    for directory in Path(tempfile.gettempdir()).glob(f"{monitor_directories(run_id)}*"):
                         remove_tree(directory)
                     self._engine.call(store.rootfs.release(run_id))
                     (self._alive / run_id).unlink()

@@ -86,13 +86,18 @@ def with_root() -> None:
 
 
 def lock_directory(directory: Path, what: str) -> int:
-    """Descriptor that holds the lock of the state or root directory; Unavailable when another server has it.
+    """Descriptor that holds the lock of the state or root directory (`what`).
 
-    The lock ends with the process, however it ends (flock(2)).
+    Unavailable when another server has it, or when it cannot be a directory. The lock ends with the process, however
+    it ends (flock(2)).
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    directory.chmod(0o700)
-    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        reason = (error.strerror or "").lower()
+        raise Unavailable(f"server.{what} (--{what}): {directory} cannot be used: {reason}") from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

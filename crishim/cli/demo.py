@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,8 @@ from crishim.errors import CrishimError, Unavailable
 T = TypeVar("T")
 
 _START_S = 60.0
+#: a monitor that outlives the server may keep the pipe open
+_LAST_WORDS_S = 2.0
 _COUNTER = re.compile(r"^(crishim_\S+?_(?:total|count)(?:\{[^}]*\})?) ([0-9.e+]+)$", re.MULTILINE)
 _SCRIPT = """
 echo "hello from $(hostname), process $$ as $(id -u)"
@@ -76,6 +79,9 @@ class Demo:
         self._server: subprocess.Popen[bytes] | None = None
         self._client: Client | None = None
         self._metrics = ""
+        #: set when `_metrics` is known, or the server has ended
+        self._ready = threading.Event()
+        self._reader: threading.Thread | None = None
         self._counters: dict[str, float] = {}
         self.steps: list[dict[str, Any]] = []
 
@@ -91,20 +97,30 @@ class Demo:
         began = time.monotonic()
         self._server = subprocess.Popen(command, stderr=subprocess.PIPE)
         assert self._server.stderr is not None
-        # The server says "ready" and then where its metrics are; what comes after that goes to our own stderr.
-        for line in self._server.stderr:
-            text = line.decode("utf-8", "replace").strip()
-            if match := re.search(r"metrics on (http://\S+)", text):
-                self._metrics = match[1]
-                break
-            if "is ready" not in text:
-                print(text, file=sys.stderr)
-        else:
+        self._reader = threading.Thread(target=self._read_errors, args=(self._server.stderr,), daemon=True)
+        self._reader.start()
+        if not self._ready.wait(_START_S):
+            raise Unavailable(f"the server was not ready within {_START_S:g} s")
+        if not self._metrics:
             raise Unavailable("the server did not start; the lines above say why")
         self._client = Client(address)
         self._note("server is ready", time.monotonic() - began, address)
         if not self._quiet:
             print(f"  metrics: {self._metrics}")
+
+    def _read_errors(self, lines: Iterable[bytes]) -> None:
+        """The server says "ready" and then where its metrics are; everything else goes to our own standard error.
+
+        To the end, in a thread: a server whose pipe is full would stand still.
+        """
+        for line in lines:
+            text = line.decode("utf-8", "replace").rstrip()
+            if not self._metrics and (match := re.search(r"metrics on (http://\S+)", text)):
+                self._metrics = match[1]
+                self._ready.set()
+            elif self._metrics or "is ready" not in text:
+                print(text, file=sys.stderr, flush=True)
+        self._ready.set()  # its end is an answer too
 
     def stop_server(self) -> None:
         """SIGTERM, then wait."""
@@ -114,10 +130,12 @@ class Demo:
             return
         self._server.send_signal(signal.SIGTERM)
         try:
-            self._server.communicate(timeout=30)
+            self._server.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self._server.kill()
-            self._server.communicate()
+            self._server.wait()
+        if self._reader is not None:
+            self._reader.join(_LAST_WORDS_S)
 
     def serve(self) -> None:
         """Until Ctrl-C, or until the server ends."""
@@ -134,9 +152,13 @@ class Demo:
     def _configuration(self) -> Path:
         """The machine's configuration is not this server's, and its pods need a subnet that nobody else has."""
         path = self._directory / "config.toml"
-        self._directory.mkdir(parents=True, exist_ok=True)
         subnet = f"10.{random.randrange(224, 255)}.{random.randrange(256)}.0/24"
-        path.write_text(f'[network.bridge]\nsubnets = ["{subnet}"]\n')
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            path.write_text(f'[network.bridge]\nsubnets = ["{subnet}"]\n')
+        except OSError as error:
+            reason = (error.strerror or "").lower()
+            raise Unavailable(f"--dir: {self._directory} cannot be used: {reason}") from error
         return path
 
     # -- the pod

@@ -51,9 +51,10 @@ def test_the_example_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
 
 
 def cgroups_of_dead_programs() -> set[str]:
-    alive = {f"crishim-run-{pid}" for pid in os.listdir("/proc") if pid.isdigit()}
+    alive = tuple(f"crishim-run-{pid}-" for pid in os.listdir("/proc") if pid.isdigit())
     trees = ["/sys/fs/cgroup", *(tree.path for tree in os.scandir("/sys/fs/cgroup") if tree.is_dir())]
-    return {name for tree in trees for name in os.listdir(tree) if name.startswith("crishim-run-")} - alive
+    ours = {name for tree in trees for name in os.listdir(tree) if name.startswith("crishim-run-")}
+    return {name for name in ours if not name.startswith(alive)}
 
 
 def test_a_library_program_leaves_nothing(tmp_path: Path) -> None:

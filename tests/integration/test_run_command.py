@@ -8,6 +8,7 @@ import os
 import pty
 import select
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import tempfile
 import termios
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,7 @@ def root(tmp_path: Path) -> Path:
 
 def cgroups_of(pid: int) -> list[str]:
     trees = ["/sys/fs/cgroup", *(tree.path for tree in os.scandir("/sys/fs/cgroup") if tree.is_dir())]
-    return [tree for tree in trees if f"crishim-run-{pid}" in os.listdir(tree)]
+    return [tree for tree in trees if any(name.startswith(f"crishim-run-{pid}-") for name in os.listdir(tree))]
 
 
 def test_stdio_and_the_exit_code_are_those_of_the_process(root: Path) -> None:
@@ -257,6 +259,30 @@ def test_what_a_killed_run_left_is_removed_by_the_next(image: str, tmp_path: Pat
     assert writable_layers(tmp_path) == [] and cgroups_of(child.pid) == []
     assert os.listdir(tmp_path / "run/alive") == []
     assert list(Path(tempfile.gettempdir()).glob(f"crishim-{child.pid}-*")) == []
+
+
+def test_a_dead_run_whose_pid_a_living_one_has_does_not_end_it(image: str, tmp_path: Path) -> None:
+    command = [*CRISHIM, image, "--root", str(tmp_path), "--", "-c", "echo ready; cat"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
+        assert living.stdout is not None and living.stdout.readline() == b"ready\n"
+        (of_living,) = writable_layers(tmp_path)
+        of_dead = f"{living.pid}-00000000"
+        (tmp_path / "run/containers" / of_dead).mkdir()
+        (database,) = (tmp_path / "run").rglob("images.db")
+        with closing(sqlite3.connect(database)) as table, table:
+            row = "SELECT ?, image_id FROM rootfs WHERE container_id = ?"
+            table.execute(f"INSERT INTO rootfs {row}", (of_dead, of_living))
+        assert crishim_run(image, "--root", tmp_path).returncode == 0
+        assert writable_layers(tmp_path) == [of_living]
+        assert living.communicate(b"alive\n", DEADLINE_S)[0] == b"alive\n" and living.returncode == 0
+
+
+def test_a_root_that_is_no_directory_is_named(image: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    ended = crishim_run(image, "--root", file)
+    assert ended.returncode == 125
+    assert ended.stderr.decode() == f"crishim: --root: {file} cannot be used: not a directory\n"
 
 
 def test_two_runs_share_the_images(image: str, tmp_path: Path) -> None:

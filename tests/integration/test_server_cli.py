@@ -56,6 +56,25 @@ def test_pods_and_containers_are_listed(server: Server) -> None:
     server.remove_pod(sandbox)
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("serve", "--root", "FRESH", "--state", "FILE"), "server.state (--state)"),
+        (("serve", "--state", "FRESH", "--root", "FILE/below"), "server.root (--root)"),
+        (("demo", "--once", "--dir", "FILE"), "--dir"),
+    ],
+)
+def test_a_place_that_is_no_directory_is_named_with_its_option(
+    words: tuple[str, ...], option: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    places = {"FRESH": f"{tmp_path}/fresh", "FILE": f"{tmp_path}/file", "FILE/below": f"{tmp_path}/file/below"}
+    command = [sys.executable, "-m", "crishim", *(places.get(word, word) for word in words)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"crishim: {option}: {tmp_path}/file") and ended.stderr.count("\n") == 1
+
+
 def test_errors_are_one_sentence(server: Server, tmp_path: Path) -> None:
     missing = crishim(server, "load", str(tmp_path / "none.tar"))
     assert (missing.returncode, missing.stdout) == (1, "")
