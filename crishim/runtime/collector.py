@@ -28,6 +28,7 @@ from crishim.runtime.helper import Helper
 from crishim.runtime.live import Live
 from crishim.runtime.operations import Operations
 from crishim.runtime.samples import container_sample, sandbox_sample
+from crishim.runtime.sandboxes import is_ready
 from crishim.runtime.usage import ContainerReading, SandboxReading, read_container, read_sandbox
 from crishim.store.store import Store
 
@@ -107,7 +108,7 @@ class Collector:
 
     async def list_sandboxes(self, sandbox_ids: Sequence[str]) -> Sequence[SandboxSample]:
         """Latest samples of these; those that are not READY are left out."""
-        ready = [each for each in sandbox_ids if self._is_ready(each)]
+        ready = [each for each in sandbox_ids if is_ready(self._store, each)]
         await self._fresh(ready, self._pods)
         return [self._pods[each] for each in ready if each in self._pods]
 
@@ -199,7 +200,7 @@ class Collector:
                 self.on_sample(container_id, reading.raw)
         for pod in pods:
             id = pod.sandbox_id
-            if self._is_ready(id):
+            if is_ready(self._store, id):
                 before = self._pods.get(id)
                 network = pod.network or (before.network if before is not None else None)
                 self._pods[id] = sandbox_sample(id, pod.raw, network, pod.process_count, members.get(id, ()), before)
@@ -218,11 +219,6 @@ class Collector:
     def _runs(self, container_id: str) -> bool:
         with suppress(NotFound):
             return self._store.get_container(container_id).state is ContainerState.RUNNING
-        return False
-
-    def _is_ready(self, sandbox_id: str) -> bool:
-        with suppress(NotFound):
-            return self._store.get_sandbox(sandbox_id).state is SandboxState.READY
         return False
 
 

@@ -80,14 +80,8 @@ class Sandboxes:
             lambda operation: self._run(config, operation),
             stage="run_sandbox.reserved",
             request=config,
-            still_valid=self.is_ready,
+            still_valid=lambda sandbox_id: is_ready(self._store, sandbox_id),
         )
-
-    def is_ready(self, sandbox_id: str) -> bool:
-        """Whether the sandbox exists and is READY."""
-        with suppress(NotFound):
-            return self._store.get_sandbox(sandbox_id).state is SandboxState.READY
-        return False
 
     async def _run(self, config: SandboxConfig, operation: Operation) -> str:
         taken = self._store.find_sandbox((config.name, config.namespace, config.uid, config.attempt))
@@ -311,6 +305,13 @@ class Sandboxes:
     async def get(self, sandbox_id: str) -> Sandbox:
         """By id or unique prefix; NotFound when unknown."""
         return self._store.resolve_sandbox(sandbox_id)
+
+
+def is_ready(store: Store, sandbox_id: str) -> bool:
+    """Whether the sandbox exists and is READY."""
+    with suppress(NotFound):
+        return store.get_sandbox(sandbox_id).state is SandboxState.READY
+    return False
 
 
 def operation_key(config: SandboxConfig) -> tuple[str, str, str, str, int]:

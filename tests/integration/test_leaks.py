@@ -81,6 +81,16 @@ class Life:
         with pytest.raises(CrishimError):
             self.server.exec(container, "sh", "-c", "setsid sleep 1000 & sleep 1000", timeout=1)
 
+    def exec_is_cancelled(self) -> None:
+        container = self.start()
+        script = "setsid sleep 1000 & sleep 1000"
+        request = m.ExecSyncRequest(container_id=container, cmd=["sh", "-c", script], timeout=100)
+        for wait in (lambda: True, lambda: len(pids_of(self.server, container)) >= 3):  # at birth, and while it runs
+            call = self.server.client._runtime.ExecSync.future(request)
+            wait_until(wait, "the exec", PATIENCE_S)
+            call.cancel()
+            wait_until(lambda: len(pids_of(self.server, container)) == 1, "its end", PATIENCE_S)
+
     def exec_leaves_a_daemon(self) -> None:
         container = self.start()
         self.server.exec(container, "sh", "-c", "setsid sleep 1000 > /dev/null 2>&1 &")
@@ -114,10 +124,11 @@ class Life:
 
 #: how often each happens, of 40
 FAULTS: dict[Callable[[Life], None], int] = {
-    Life.nothing: 12,
+    Life.nothing: 10,
     Life.program_is_missing: 4,
     Life.init_is_killed: 4,
     Life.exec_runs_out_of_time: 2,
+    Life.exec_is_cancelled: 2,
     Life.exec_leaves_a_daemon: 4,
     Life.client_goes_away: 6,
     Life.memory_runs_out: 3,
