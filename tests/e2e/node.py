@@ -69,6 +69,8 @@ class Node:
         self.cgroup = f"/{self.directory.name}"
         self._agent: subprocess.Popen[str] | None = None
         self.init_pid = 0
+        #: what the machine had before, and its copies in the node's mount namespace
+        self._inherited = _mount_targets("self")
 
     def __enter__(self) -> Node:
         try:
@@ -148,9 +150,8 @@ class Node:
         return [mount / self.directory.name for mount in _hierarchies()]
 
     def mounts(self) -> set[str]:
-        """Targets of the mounts in the node's mount namespace."""
-        lines = Path(f"/proc/{self.init_pid}/mountinfo").read_text().splitlines()
-        return {line.split(" ")[4] for line in lines}
+        """Targets of the mounts in the node's mount namespace that the machine did not have before the node."""
+        return _mount_targets(str(self.init_pid)) - self._inherited
 
     def close(self) -> None:
         """Ends every process of the node, removes its cgroups and its directory."""
@@ -191,6 +192,11 @@ class Node:
         print(json.dumps(request), file=self._agent.stdin, flush=True)
         answer: dict[str, Any] = json.loads(self._agent.stdout.readline())
         return answer
+
+
+def _mount_targets(pid: str) -> set[str]:
+    lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+    return {line.split(" ")[4] for line in lines}
 
 
 def hierarchy_with(controller: str) -> Path:
