@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from crishim import config
 from crishim.config import Address, Config, load
+from crishim.config.keys import CHECKS
 from crishim.errors import InvalidSpec, NotFound
 from crishim.model.process import Rlimit
 
@@ -46,7 +46,7 @@ def test_without_a_file_everything_is_default() -> None:
 
 
 def test_every_key_has_a_check_and_a_line_in_the_document() -> None:
-    assert set(keys()) == set(config._CHECKS) == set(documented())
+    assert set(keys()) == set(CHECKS) == set(documented())
 
 
 def test_the_documented_defaults_are_the_defaults() -> None:
