@@ -11,9 +11,13 @@ __version__ = "0.1.0"
 
 _LIBRARY = {
     "Container": "crishim.process",
+    "ContainerEvent": "crishim.process",
+    "ContainerStatus": "crishim.process",
+    "EventKind": "crishim.process",
     "ExitStatus": "crishim.process",
     "Process": "crishim.process",
     "ProcessIO": "crishim.process",
+    "State": "crishim.process",
     "isolated": "crishim.process",
     "ContainerSpec": "crishim.model.process",
     "ProcessSpec": "crishim.model.process",

@@ -16,6 +16,7 @@ from crishim.cgroups.hierarchy import Hierarchy
 from crishim.cgroups.planned import CgroupPlan
 from crishim.cgroups.processes import freeze as freeze
 from crishim.cgroups.processes import is_empty as is_empty
+from crishim.cgroups.processes import is_frozen as is_frozen
 from crishim.cgroups.processes import kill as kill
 from crishim.cgroups.processes import oom_kills as oom_kills
 from crishim.cgroups.processes import pids as pids

@@ -79,6 +79,13 @@ def thaw(h: Hierarchy, path: str | bytes) -> None:
             raise
 
 
+def is_frozen(h: Hierarchy, path: str | bytes) -> bool:
+    """Whether somebody froze the cgroup itself and nothing in it runs; False when it is gone."""
+    if h.mount:
+        return flat_keyed(read_or_none(_tree_path(h, path) + b"/cgroup.events") or b"").get(b"frozen") == 1
+    return (read_or_none(_tree_path(h, path) + b"/freezer.state") or b"").strip() == b"FROZEN"
+
+
 def oom_kills(h: Hierarchy, path: str | bytes) -> int:
     """Processes that the kernel killed for memory in the cgroup and below since it was made; 0 when it is gone."""
     tree = h.controllers.get("memory")

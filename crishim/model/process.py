@@ -239,3 +239,6 @@ class ContainerSpec:
     stdin_once: bool = False
     #: a missing host source of a bind is made as a directory 0755, as containerd and CRI-O do
     make_missing_sources: bool = True
+    #: what hooks are told of the container: its annotations, and a directory with `config.json`
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    bundle: str = ""

@@ -42,6 +42,7 @@ from crishim.spec.cgroup import container_cgroup
 from crishim.spec.container import Surroundings, check_namespaces, container_spec, namespaces_of
 from crishim.spec.facts import PodFiles
 from crishim.spec.process import arguments, localhost_profile, reported_user
+from crishim.spec.resources import changed, merged
 from crishim.spec.stop_signal import stop_signal
 from crishim.store.records import ContainerReservation
 from crishim.store.store import Store
@@ -326,43 +327,6 @@ class Containers:
 def operation_key(sandbox_id: str, config: ContainerConfig) -> tuple[str, str, str, int]:
     """Key of the creation of this identity."""
     return ("CreateContainer", sandbox_id, config.name, config.attempt)
-
-
-def merged(old: Resources, new: Resources) -> Resources:
-    """`old` with what `new` sets; maps are merged by key. A new memory limit leaves the room for swap as it was."""
-    given = {
-        name: value
-        for name in Resources.__dataclass_fields__
-        if name not in ("hugepage_limits", "unified") and (value := getattr(new, name)) is not None
-    }
-    limit, total = old.memory_limit_bytes, old.memory_swap_limit_bytes
-    asked = new.memory_limit_bytes
-    if asked is not None and new.memory_swap_limit_bytes is None and limit is not None and total is not None:
-        given["memory_swap_limit_bytes"] = asked + total - limit if min(asked, limit, total) > 0 else None
-    return replace(
-        old,
-        **given,
-        hugepage_limits={**old.hugepage_limits, **new.hugepage_limits},
-        unified={**old.unified, **new.unified},
-    )
-
-
-def changed(limits: Resources, new: Resources) -> Resources:
-    """The part of `limits`, which are in force from now on, that `new` touches: values that go together stay so."""
-    cpu = any(value is not None for value in (new.cpu_shares, new.cpu_quota_us, new.cpu_period_us))
-    memory = any(value is not None for value in (new.memory_limit_bytes, new.memory_swap_limit_bytes))
-    return Resources(
-        cpu_period_us=limits.cpu_period_us if cpu else None,
-        cpu_quota_us=limits.cpu_quota_us if cpu else None,
-        cpu_shares=limits.cpu_shares if cpu else None,
-        memory_limit_bytes=limits.memory_limit_bytes if memory else None,
-        memory_swap_limit_bytes=limits.memory_swap_limit_bytes if memory else None,
-        cpuset_cpus=new.cpuset_cpus,
-        cpuset_mems=new.cpuset_mems,
-        pids_limit=new.pids_limit,
-        hugepage_limits=new.hugepage_limits,
-        unified=new.unified,
-    )
 
 
 def _container(spec: ContainerSpec, config: ContainerConfig, sandbox: Sandbox, image: Image) -> Container:

@@ -41,6 +41,9 @@ def test_the_page_of_the_library_runs_as_it_stands(tmp_path: Path) -> None:
         "256",
         "ExitStatus(code=0, signal=None, oom_kills=0)",
         "0",
+        "paused",
+        "paused resumed updated exited",
+        "stopped",
         'exec: "nosuch": executable file not found in $PATH',
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from crishim.model.resources import Resources
-from crishim.runtime.containers import changed, merged
+from crishim.spec.resources import changed, merged
 
 
 def test_none_keeps_and_maps_are_merged_by_key() -> None:

@@ -1,0 +1,72 @@
+"""What a start adds to the caller's process: defaults, descriptors, and what its sockets are sent."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from crishim.errors import InvalidSpec, Unsupported
+from crishim.executor import wire
+from crishim.executor.client import ExecProcess
+from crishim.model.process import Capabilities, ProcessSpec
+from crishim.process.handle import ExitStatus, Process
+from crishim.spec.capabilities import DEFAULT as DEFAULT_CAPABILITIES
+from crishim.spec.process import DEFAULT_PATH
+
+
+def with_defaults(process: ProcessSpec) -> ProcessSpec:
+    """PATH and HOME when the caller gave none, and the default capabilities."""
+    names = {entry.partition("=")[0] for entry in process.env}
+    env = process.env
+    if "PATH" not in names:
+        env = (*env, f"PATH={DEFAULT_PATH}")
+    if "HOME" not in names:
+        env = (*env, "HOME=/root" if process.user.uid == 0 else "HOME=/")
+    capabilities = process.capabilities
+    if capabilities is None:
+        keep = DEFAULT_CAPABILITIES
+        held = keep if process.user.uid == 0 else frozenset()
+        capabilities = Capabilities(bounding=keep, effective=held, permitted=held)
+    return replace(process, env=env, capabilities=capabilities)
+
+
+def check_exec(process: ProcessSpec) -> None:
+    """Unsupported for what an exec cannot have: it would be dropped in silence."""
+    if process.extra_files:
+        raise Unsupported("extra_files: only an init process can have them")
+    if process.sub_cgroup_paths:
+        raise Unsupported("sub_cgroup_paths: an exec runs in the container's cgroup")
+    if process.terminal and process.console_socket is None:
+        raise InvalidSpec("terminal: an exec needs a console_socket that takes the pty master")
+
+
+async def send_handles(process: ProcessSpec, started: ExecProcess) -> None:
+    """The pty master and the pidfd to the sockets of the caller, with libcontainer's payloads."""
+    if process.terminal and process.console_socket is not None:
+        master = await started.console()
+        try:
+            wire.hand_over(process.console_socket, master, b"console")
+        finally:
+            os.close(master)
+    if process.pidfd_socket is not None:
+        wire.hand_over(process.pidfd_socket, started.pidfd, b"setns")
+
+
+async def exec_status(started: ExecProcess) -> ExitStatus:
+    try:
+        ended = await started.wait()
+    finally:
+        started.close()
+    return ExitStatus(ended.code, ended.signal)
+
+
+async def stdio_descriptors(process: Process) -> list[int]:
+    """stdin, stdout, stderr for the monitor; /dev/null stands for what is missing when any is given."""
+    if all(fd is None for fd in process.stdio) or process.spec.terminal:
+        return []
+    return [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) if fd is None else fd for fd in process.stdio]
+
+
+def close_null(process: Process, stdio: list[int]) -> None:
+    for fd in set(stdio) - {fd for fd in process.stdio if fd is not None}:
+        os.close(fd)
