@@ -12,7 +12,13 @@ import stat
 from crishim.linux import fs, mount, process
 
 _ROOT_FLAGS = os.O_PATH | os.O_DIRECTORY
-_MASK_OPTIONS: tuple[tuple[bytes, bytes | None], ...] = ((b"mode", b"0555"), (b"size", b"0"), (b"nr_inodes", b"2"))
+#: read-only for good: who may remount still finds no room for anything
+_MASK_OPTIONS: tuple[tuple[bytes, bytes | None], ...] = (
+    (b"mode", b"0555"),
+    (b"nr_blocks", b"1"),
+    (b"nr_inodes", b"1"),
+    (b"ro", None),
+)
 
 #: what a step with several objects is at, for the report of its failure
 detail = b""

@@ -72,6 +72,8 @@ class Monitor:
             self._pin_netns(pod["netns_path"])
         if wanted & process.CLONE_NEWUTS and pod["hostname"]:
             process.sethostname(pod["hostname"])  # type: ignore[arg-type]
+        if wanted & process.CLONE_NEWUTS and pod["domainname"]:
+            process.setdomainname(pod["domainname"])  # type: ignore[arg-type]
         sysctls = pod["sysctls"]
         assert isinstance(sysctls, dict)
         for key, value in sysctls.items():

@@ -136,17 +136,19 @@ class Monitor:
         return await self._connection.request(kind, self._id, body, fds)
 
     async def start_container(
-        self, spec: ContainerSpec, *, pid_target: str | None = None, stdio: Sequence[int] = ()
+        self, spec: ContainerSpec, *, pid_target: str | None = None, stdio: Sequence[int | None] = ()
     ) -> StartedContainer:
         """Start the init process of a container.
 
         pid_target: "pod" for the pod's shared PID namespace, the id of a container of this pod for its namespace, None
-        for a new one (NamespaceKind.PID in the spec) or the host's. stdio: stdin, stdout and stderr instead of a log.
+        for a new one (NamespaceKind.PID in the spec) or the host's. stdio: stdin, stdout and stderr instead of a log,
+        None is the container's /dev/null.
         Raises StartFailed with a sentence (nothing is left), InvalidSpec for a field that cannot be honoured.
         """
         container = value.container_value(spec, self._hierarchy)
         container["pid_namespace"] = pid_target and pid_target.encode()
-        named = list(zip((b"stdin", b"stdout", b"stderr"), stdio, strict=False))
+        standard = zip((b"stdin", b"stdout", b"stderr"), stdio, strict=False)
+        named = [(name, fd) for name, fd in standard if fd is not None]
         for name, fd in ((b"console", spec.process.console_socket), (b"pidfd", spec.process.pidfd_socket)):
             if fd is not None:
                 named.append((name, fd))

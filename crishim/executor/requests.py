@@ -26,6 +26,7 @@ class PodSpec:
     uts: bool = True
     shared_pid: bool = False
     hostname: str | None = None
+    domainname: str | None = None
     sysctls: Mapping[str, str] = field(default_factory=dict)
     shm_bytes: int = _SHM_BYTES
 
@@ -38,6 +39,7 @@ class PodSpec:
             "uts": self.uts,
             "shared_pid": self.shared_pid,
             "hostname": self.hostname and os.fsencode(self.hostname),
+            "domainname": self.domainname and os.fsencode(self.domainname),
             "sysctls": {os.fsencode(key): os.fsencode(text) for key, text in self.sysctls.items()},
             "shm_bytes": self.shm_bytes,
         }

@@ -22,7 +22,7 @@ from crishim.model.resources import Resources
 from crishim.process.engine import cgroup_root, monitor_directories, running_engine
 from crishim.process.events import ContainerEvent, EventKind, Events
 from crishim.process.handle import ExitStatus, Process
-from crishim.process.start import check_exec, close_null, exec_status, send_handles, stdio_descriptors, with_defaults
+from crishim.process.start import check_exec, exec_status, given_stdio, send_handles, with_defaults
 from crishim.process.state import ContainerStatus, State
 from crishim.spec.isolated import isolated_container
 from crishim.spec.resources import changed, merged
@@ -91,6 +91,7 @@ class Container:
             ipc=NamespaceKind.IPC in own,
             uts=NamespaceKind.UTS in own,
             hostname=spec.hostname,
+            domainname=spec.domainname,
         )
         try:
             monitor = await engine.executor.start_monitor(spec.id, self._directory, pod)
@@ -118,29 +119,27 @@ class Container:
         spec = replace(
             spec, namespaces=tuple(ns for ns in spec.namespaces if ns.path or ns.kind not in _POD_NAMESPACES)
         )
-        stdio = await stdio_descriptors(process)
         try:
-            process._started = await monitor.start_container(spec, stdio=stdio)
+            process._started = await monitor.start_container(spec, stdio=given_stdio(process))
         except BaseException:
             await self._end_monitor()
             raise
-        finally:
-            close_null(process, stdio)
         process._ended = ended
         self._init = process
 
     async def _start_exec(self, process: Process) -> None:
         init = self._init
         assert init is not None
+        stdin, stdout, stderr = given_stdio(process)
         spec = ExecSpec(
             container_id=self.spec.id,
             init_pidfd=init.pidfd,
             process=with_defaults(process.spec),
             cgroup_path=self.spec.cgroup.path,
             namespaces=tuple(ns.kind for ns in self.spec.namespaces),
-            stdin=process.stdio[0],
-            stdout=process.stdio[1],
-            stderr=process.stdio[2],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
         )
         check_exec(process.spec)
         started = await running_engine().executor.exec(spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import replace
 
 from crishim.errors import InvalidSpec, Unsupported
@@ -60,13 +61,16 @@ async def exec_status(started: ExecProcess) -> ExitStatus:
     return ExitStatus(ended.code, ended.signal)
 
 
-async def stdio_descriptors(process: Process) -> list[int]:
-    """stdin, stdout, stderr for the monitor; /dev/null stands for what is missing when any is given."""
-    if all(fd is None for fd in process.stdio) or process.spec.terminal:
-        return []
-    return [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) if fd is None else fd for fd in process.stdio]
+def given_stdio(process: Process) -> tuple[int | None, ...]:
+    """stdin, stdout, stderr as the caller gave them; None is the container's /dev/null.
+
+    The host's /dev/null becomes the container's: who holds a descriptor of it may change its mode and owner.
+    """
+    if process.spec.terminal:
+        return (None, None, None)
+    return tuple(None if fd is None or _is_null(fd) else fd for fd in process.stdio)
 
 
-def close_null(process: Process, stdio: list[int]) -> None:
-    for fd in set(stdio) - {fd for fd in process.stdio if fd is not None}:
-        os.close(fd)
+def _is_null(fd: int) -> bool:
+    status = os.fstat(fd)
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3)

@@ -113,6 +113,32 @@ def test_methods_need_a_start_and_a_signal_needs_a_process(container: Container)
         init.signal(signal.SIGTERM)
 
 
+@pytest.mark.parametrize("init", [True, False])
+def test_the_hosts_null_device_never_gets_inside(container: Container, init: bool) -> None:
+    """Root in a container could change the mode and the owner of the node that every program of the host opens."""
+    if not init:
+        container.start(Process(IDLE))
+    spec = ProcessSpec(args=("stat", "-L", "-c", "%d:%i", "/dev/null", "/proc/self/fd/0"), init=init)
+    reading, writing = os.pipe()
+    with open("/dev/null") as null:
+        process = Process(spec, stdin=null.fileno(), stdout=writing)
+        container.start(process)
+    os.close(writing)
+    inside = read_all(reading).split()
+    assert len(set(inside)) == 1 and len(inside) == 2
+    assert process.wait(20).code == 0
+
+
+def test_the_names_of_the_container_are_set(container: Container) -> None:
+    container.spec = replace(container.spec, hostname="box", domainname="example.test")
+    reading, writing = os.pipe()
+    names = ("/proc/sys/kernel/hostname", "/proc/sys/kernel/domainname")
+    process = Process(ProcessSpec(args=("cat", *names), init=True), stdout=writing)
+    container.start(process)
+    os.close(writing)
+    assert read_all(reading) == b"box\nexample.test\n"
+
+
 def test_an_exec_that_cannot_run_tells_why_at_its_wait(container: Container) -> None:
     container.start(Process(IDLE))
     lost = Process(ProcessSpec(args=("nosuch",)))

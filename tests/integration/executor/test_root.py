@@ -13,7 +13,7 @@ import pytest
 from crishim.errors import StartFailed
 from crishim.linux import mount
 from crishim.model.process import MountSpec, Propagation
-from tests.support.container import DEVICES, IDLE, MOUNTS, Container, Pod, all_capabilities, program, script
+from tests.support.container import DEVICES, IDLE, MOUNTS, Container, Node, Pod, all_capabilities, program, script
 
 
 def flags(container: Container) -> dict[str, set[str]]:
@@ -191,6 +191,14 @@ def test_masked_directories_share_one_file_system(pod: Pod) -> None:
         masked_paths=("/proc/sys/kernel", "/sys/kernel"),
     )
     assert len(set(shown.lines)) == 1
+
+
+def test_a_masked_directory_is_read_only_also_for_who_may_remount_it(node: Node, pod: Pod) -> None:
+    ended = pod.run(
+        script("mount -o remount,bind,rw /sys/kernel && touch /sys/kernel/x", capabilities=all_capabilities(node)),
+        masked_paths=("/sys/kernel",),
+    )
+    assert ended.output == "touch: /sys/kernel/x: Read-only file system\n"
 
 
 def test_read_only_paths_keep_their_flags_and_cannot_be_written(pod: Pod) -> None:
