@@ -77,6 +77,8 @@ soak: dev-venv packages ## long faults and repeated end-to-end runs (MINUTES=30)
 	$(BIN)/python -m tests.e2e.critest
 	CRISHIM_REASON_RUNS=20 CRISHIM_LEAK_CYCLES=2000 CRISHIM_LEAK_EXECS=20000 $(BIN)/python -m pytest --timeout 7200 \
 		tests/integration/test_reasons.py tests/integration/test_leaks.py
+	CRISHIM_FUZZ_EXAMPLES=500 CRISHIM_KILL_POINTS=200 $(BIN)/python -m pytest --timeout 7200 \
+		tests/integration/test_hostile_requests.py tests/integration/test_recovery_random.py
 	$(BIN)/python -m tests.e2e.soak --minutes $(or $(MINUTES),30)
 
 node: dev-venv ## tests on a Debian node of its own under QEMU: cgroup v2, systemd, AppArmor (NODE="tests or options")

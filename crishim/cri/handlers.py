@@ -36,10 +36,11 @@ def _methods(
 
 
 def _method_handler(method: MethodDescriptor, behaviour: Any, guard: Guard) -> grpc.RpcMethodHandler[Any, Any]:
+    # gRPC would answer UNKNOWN with Python's text to bytes that are no message: the guard parses them
     parse = message_factory.GetMessageClass(method.input_type).FromString
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(guard.stream(method.name, behaviour), parse, _serialise)
-    return grpc.unary_unary_rpc_method_handler(guard.unary(method.name, behaviour), parse, _serialise)
+        return grpc.unary_stream_rpc_method_handler(guard.stream(method.name, parse, behaviour), None, _serialise)
+    return grpc.unary_unary_rpc_method_handler(guard.unary(method.name, parse, behaviour), None, _serialise)
 
 
 def _serialise(answer: Message | bytes) -> bytes:

@@ -13,9 +13,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from crishim.cri.status import status_code, status_message, unwrap
-from crishim.errors import Unavailable
+from crishim.errors import InvalidSpec, Unavailable
 
 #: the method's name, the name of the code ("OK", "NOT_FOUND"), the duration in s
 Observe = Callable[[str, str, float], None]
@@ -24,6 +25,8 @@ Ready = Callable[[], str | None]
 #: request and answer are messages, the context is grpc.aio's; their types differ by method
 Unary = Callable[[Any, Any], Awaitable[Any]]
 Stream = Callable[[Any, Any], AsyncIterator[Any]]
+#: bytes of a request to its message; DecodeError when they are none
+Parse = Callable[[bytes], Any]
 
 #: answered during recovery: the kubelet's first call, by which it knows that the server lives
 _ALWAYS: Final = frozenset({"Version"})
@@ -39,15 +42,15 @@ class Guard:
         self._observe = observe
         self._ready = ready
 
-    def unary(self, method: str, behaviour: Unary) -> Unary:
-        """`behaviour` with its errors mapped; a cancelled call stays cancelled."""
+    def unary(self, method: str, parse: Parse, behaviour: Unary) -> Unary:
+        """`behaviour` on the message of a request's bytes, with its errors mapped; a cancelled call stays cancelled."""
 
-        async def guarded(request: Any, context: Any) -> Any:
+        async def guarded(data: bytes, context: Any) -> Any:
             began = time.perf_counter()
             code = grpc.StatusCode.CANCELLED
             try:
                 self._check_ready(method)
-                answer = await behaviour(request, context)
+                answer = await behaviour(_parsed(method, parse, data), context)
                 code = grpc.StatusCode.OK
                 return answer
             except Exception as error:
@@ -58,15 +61,15 @@ class Guard:
 
         return guarded
 
-    def stream(self, method: str, behaviour: Stream) -> Stream:
+    def stream(self, method: str, parse: Parse, behaviour: Stream) -> Stream:
         """The same for a method that answers with a stream; it is observed when the stream ends."""
 
-        async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
+        async def guarded(data: bytes, context: Any) -> AsyncIterator[Any]:
             began = time.perf_counter()
             code = grpc.StatusCode.CANCELLED
             try:
                 self._check_ready(method)
-                async for answer in behaviour(request, context):
+                async for answer in behaviour(_parsed(method, parse, data), context):
                     yield answer
                 code = grpc.StatusCode.OK
             except Exception as error:
@@ -81,6 +84,13 @@ class Guard:
         reason = None if method in _ALWAYS else self._ready()
         if reason is not None:
             raise Unavailable(reason)
+
+
+def _parsed(method: str, parse: Parse, data: bytes) -> Any:
+    try:
+        return parse(data)
+    except DecodeError as error:
+        raise InvalidSpec(f"the {len(data)} bytes of the request are no {method}Request: {error}") from None
 
 
 def _code_and_message(method: str, error: Exception) -> tuple[grpc.StatusCode, str]:

@@ -120,6 +120,21 @@ def test_version_has_its_four_fields(socket: Path) -> None:
     play(socket, scene)
 
 
+def test_bytes_that_are_no_message_are_an_invalid_argument_and_are_observed(socket: Path) -> None:
+    async def scene(node: Node) -> None:
+        async with grpc.aio.insecure_channel(f"unix:{node.path}") as channel:
+            call = channel.unary_unary("/runtime.v1.RuntimeService/ListPodSandbox")
+            code, text = await failure(call(b"\x0a\x03abc"))
+            stream = channel.unary_stream("/runtime.v1.RuntimeService/StreamContainers")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                [_ async for _ in stream(b"\xff")]
+        assert (code, caught.value.code()) == (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INVALID_ARGUMENT)
+        assert text.startswith("the 5 bytes of the request are no ListPodSandboxRequest: "), text
+        assert node.observed == [("ListPodSandbox", "INVALID_ARGUMENT"), ("StreamContainers", "INVALID_ARGUMENT")]
+
+    play(socket, scene)
+
+
 def test_life_of_a_pod_reaches_the_use_cases(socket: Path) -> None:
     async def scene(node: Node) -> None:
         pod = full_sandbox_config()
