@@ -1,4 +1,4 @@
-"""Requests of every method of CRI as hypothesis strategies: valid ones from the descriptors, and what can be done to one.
+"""Requests of every method of CRI as hypothesis strategies: valid ones, and what can be done to them.
 
 A request is drawn field by field, or is the full one that a kubelet would send; then fields are replaced by hostile
 values. It ends as bytes, so that what no library would encode can be sent too. Fields that name places of the machine
@@ -20,8 +20,8 @@ _BIG = 1 << 16
 _HOSTILE_TEXTS = (
     "", "/", ".", "..", "../..", "a/../b", "/a/../../b", "a\0b", "a\nb", "\n", " ", "=", "a=b", "%s%n", "-1", "0",
     "1e9", "99999999999999999999", "١", "🂡", "\u202e", "\ufeff", "x" * _BIG, "/" * 5000, "a/" * 3000, "[::1]",
-    "300.1.1.1", "10.0.0.0/8", "sha256:" + "0" * 64, "a@sha256:" + "f" * 64, "localhost/x", "cgroup.kill", "rwm", "2MB", "0-3",
-    "0-4294967296", "1,,2", "memory.max", "net.ipv4.ip_forward", "kernel.core_pattern", "CAP_SYS_ADMIN", "ALL",
+    "300.1.1.1", "10.0.0.0/8", "sha256:" + "0" * 64, "a@sha256:" + "f" * 64, "localhost/x", "cgroup.kill", "rwm", "2MB",
+    "0-3", "0-4294967296", "1,,2", "memory.max", "net.ipv4.ip_forward", "kernel.core_pattern", "CAP_SYS_ADMIN", "ALL",
 )  # fmt: skip
 _TEXTS = st.one_of(st.sampled_from(_HOSTILE_TEXTS), st.text(max_size=12))
 _NUMBERS = {
