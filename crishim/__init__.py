@@ -20,6 +20,8 @@ _LIBRARY = {
     "State": "crishim.process",
     "isolated": "crishim.process",
     "ContainerSpec": "crishim.model.process",
+    "Hook": "crishim.model.hook",
+    "Hooks": "crishim.model.hook",
     "ProcessSpec": "crishim.model.process",
     "RootFs": "crishim.model.process",
     "User": "crishim.model.process",

@@ -31,6 +31,8 @@ REPORT = struct.Struct("=HHI")
 FAILED = 1
 CONSOLE = 2
 READY = 3
+#: the hooks of a place are due: the child goes on when it is answered
+HOOKS = 4
 
 _TIOCGPTPEER = 0x5441
 _TIOCSPTLCK = 0x40045431
@@ -254,6 +256,13 @@ def set_capabilities(bounding: int, effective: int, permitted: int, inheritable:
                 pass  # not in permitted and inheritable: as runc, no reason to refuse the process
 
 
+def await_hooks(place: int) -> None:
+    """Stand still while the starter runs hooks: those before the root is entered (0), or the last ones (1)."""
+    os.write(_report, REPORT.pack(HOOKS, place, 0))
+    if not os.read(_report, 1):
+        raise OSError(errno.EPIPE, "nobody answers")
+
+
 def announce() -> None:
     """Set-up is done: an end of file after this is execve(2), before it the death of the child."""
     os.write(_report, REPORT.pack(READY, 0, 0))
@@ -273,6 +282,11 @@ def execute(args: tuple[bytes, ...], environment: dict[bytes, bytes]) -> None:
         except PermissionError as error:
             refused = error
     raise refused or FileNotFoundError(errno.ENOENT, "not in PATH")
+
+
+def execute_path(path: bytes, args: tuple[bytes, ...], environment: dict[bytes, bytes]) -> None:
+    """execve(2) of a path that is not looked up, whatever the first argument is."""
+    os.execve(path, args, environment)
 
 
 #: a step by its name in a plan

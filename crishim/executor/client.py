@@ -21,10 +21,11 @@ from crishim.cgroups.hierarchy import Hierarchy, detect
 from crishim.errors import InvalidSpec, NotFound, StartFailed, TimedOut, Unavailable
 from crishim.executor import launch, plan, value, wire
 from crishim.executor.connection import Connection, first_message, reap, reap_later
+from crishim.executor.hook_values import check_hooks, hooks_cgroup, hooks_value
 from crishim.executor.probe import NodeFacts, probe
 from crishim.executor.remote import ExecProcess, Monitor, read_exit_record
 from crishim.executor.requests import ExecExit, ExecSpec, MonitoredContainer, PodSpec, StartedContainer
-from crishim.model.process import NamespaceKind
+from crishim.model.process import ContainerSpec, NamespaceKind
 
 __all__ = [
     "ExecExit",
@@ -35,10 +36,15 @@ __all__ = [
     "MonitoredContainer",
     "PodSpec",
     "StartedContainer",
+    "check_hooks",
     "read_exit_record",
 ]
 
 
+#: the role that runs hooks after the end of a container; `app` gives it to the zygote
+POSTSTOP_ROLE = "poststop"
+#: hooks have bounds of their own, this is one for all of them
+_POSTSTOP_S = 300.0
 #: a zygote that lived this long was well
 _STEADY_S = 5.0
 _PAUSE_LIMIT_S = 10.0
@@ -55,6 +61,7 @@ class Executor:
         #: called after a zygote died; a fresh one is or will be started
         self.on_zygote_lost: Callable[[], None] = lambda: None
         self._arguments = arguments
+        self._home = str(arguments["cgroup"])
         self._interpreter = launch.sealed_interpreter()
         self._pid = 0
         self._socket: socket | None = None
@@ -160,7 +167,7 @@ class Executor:
         """Fork the monitor of a sandbox, whose directory exists; StartFailed says what could not be set up."""
         ours, theirs = wire.pair()
         place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        monitor = Monitor(sandbox_id, directory, self.hierarchy)
+        monitor = Monitor(sandbox_id, directory, self.hierarchy, self._home)
         try:
             answer = await self._request(
                 wire.START_MONITOR, sandbox_id.encode(), pod.to_value(), [theirs.fileno(), place]
@@ -194,7 +201,7 @@ class Executor:
         except OSError as error:
             sock.close()
             raise NotFound(f"sandbox {sandbox_id} has no monitor: {error.strerror}") from None
-        monitor = Monitor(sandbox_id, directory, self.hierarchy)
+        monitor = Monitor(sandbox_id, directory, self.hierarchy, self._home)
         monitor.connect(sock)
         try:
             await monitor.refresh()
@@ -294,6 +301,13 @@ class Executor:
                 os.close(pidfd)
             ours.close()
             theirs.close()
+
+    async def run_poststop(self, spec: ContainerSpec) -> None:
+        """Run the hooks after the end of a container whose monitor died before; InvalidSpec tells one that failed."""
+        hooks = hooks_value(spec, hooks_cgroup(self._home, spec.id))
+        if hooks is not None and spec.hooks.poststop:
+            request = {"hooks": hooks, "hierarchy": self.hierarchy.to_value()}
+            await self.run_role(POSTSTOP_ROLE, request, timeout_s=_POSTSTOP_S)
 
     async def close(self) -> None:
         """End the zygote and its execs; monitors and containers go on."""

@@ -61,7 +61,7 @@ class Exec:
             pass
 
 
-def _clone(target: int, own_pid_namespace: int, cgroup: int) -> tuple[int, int]:
+def clone_into(target: int, own_pid_namespace: int, cgroup: int) -> tuple[int, int]:
     """clone3 into the cgroup, and into the PID namespace of the process of pidfd `target` unless it is -1."""
     if target < 0:
         return process.clone3(0, cgroup)
@@ -102,7 +102,7 @@ def start(message: Message, own_pid_namespace: int, proc: int, privileges: Privi
         high = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, 10)
         ours.append(high)
         program = lower(plan.exec_steps(value, opened, value["namespaces"]), privileges, high)  # type: ignore[arg-type]
-        pid, pidfd = _clone(target if value["join_pid"] else -1, own_pid_namespace, cgroup)
+        pid, pidfd = clone_into(target if value["join_pid"] else -1, own_pid_namespace, cgroup)
         if pid == 0:
             child.run(program, high)
     finally:

@@ -38,6 +38,7 @@ class InitProcess:
         "cgroup",
         "clients",
         "exit",
+        "hooks",
         "id",
         "log",
         "outputs",
@@ -82,6 +83,8 @@ class InitProcess:
         self.clients: list[Client] = []
         log = request["log"]
         self.log = LogWriter(log[0], log[1]) if isinstance(log, list) else None
+        #: of `hooks.Hooks`, for what comes after its end; None without hooks
+        self.hooks: dict[str, object] | None = request.get("hooks")  # type: ignore[assignment]
         #: the exit record, None while it runs
         self.exit: dict[str, object] | None = None
 

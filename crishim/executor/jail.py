@@ -23,6 +23,7 @@ _MASK_OPTIONS: tuple[tuple[bytes, bytes | None], ...] = (
 #: what a step with several objects is at, for the report of its failure
 detail = b""
 _shm: dict[int, int] = {}
+_host_root = -1
 
 
 def take_shm(index: int) -> None:
@@ -42,6 +43,37 @@ def enter_root(root: int) -> None:
     os.close(place)
     os.fchdir(root)
     os.chroot(".")
+
+
+def hold_shm(index: int, tree: int) -> None:
+    """The pod's /dev/shm, for a child that was not born in the seed."""
+    _shm[index] = tree
+
+
+def enter_root_on_host(root: int, place: bytes) -> None:
+    """Mount the detached root at a place of the host's tree, of which this mount namespace has a copy, and enter it.
+
+    For hooks, which find both there. What is mounted here does not reach the host.
+    """
+    global _host_root
+    _host_root = open_root()
+    mount.mount_setattr(_host_root, propagation=mount.MS_SLAVE, recursive=True)
+    where = os.open(place, _ROOT_FLAGS | os.O_NOFOLLOW | os.O_CLOEXEC)
+    mount.move_mount(root, where)
+    os.close(where)
+    os.fchdir(root)
+    os.chroot(".")
+
+
+def leave_host(root: int) -> None:
+    """Make the root that of this mount namespace, and drop the host's tree out of it."""
+    os.fchdir(_host_root)
+    os.chroot(".")
+    os.fchdir(root)
+    mount.pivot_root(b".", b".")
+    mount.umount2(b".", mount.MNT_DETACH)
+    os.close(_host_root)
+    os.chdir("/")
 
 
 def open_root() -> int:

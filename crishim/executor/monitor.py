@@ -19,6 +19,7 @@ from crishim.executor import podinit, records, starter, wire
 from crishim.executor.init import InitProcess
 from crishim.executor.loop import Loop
 from crishim.executor.lower import Privileges
+from crishim.executor.poststop import Poststops
 from crishim.executor.prepare import StepFailed
 from crishim.executor.seed import Seed, make_pod_seed
 from crishim.linux import mount, net, process
@@ -51,6 +52,9 @@ class Monitor:
         self.pod_init: tuple[int, int] | None = None
         self._pod_init_is_dead = False
         self.netns_pin: bytes | None = None
+        #: descriptors of the namespaces that we left, by clone flag: hooks run there
+        self.home: dict[int, int] = {}
+        self.poststops = Poststops(self)
         self._listener: socket | None = None
         self._connections: list[socket] = []
 
@@ -59,12 +63,14 @@ class Monitor:
     def set_up(self, pod: dict[str, object]) -> None:
         """Enter new namespaces, pin the network's, and listen. OSError leaves nothing but what `tear_down` removes."""
         wanted = 0
-        for key, flag in (
-            ("network", process.CLONE_NEWNET),
-            ("ipc", process.CLONE_NEWIPC),
-            ("uts", process.CLONE_NEWUTS),
+        for key, flag, name in (
+            ("network", process.CLONE_NEWNET, "net"),
+            ("ipc", process.CLONE_NEWIPC, "ipc"),
+            ("uts", process.CLONE_NEWUTS, "uts"),
         ):
-            wanted |= flag if pod[key] else 0
+            if pod[key]:
+                wanted |= flag
+                self.home[flag] = os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
         if wanted:
             process.unshare(wanted)
         if wanted & process.CLONE_NEWNET:
@@ -139,6 +145,13 @@ class Monitor:
         if message is None:
             self._drop(connection)
             return
+        if self.poststops.must_wait(message):
+            self.poststops.defer(connection, message)
+        else:
+            self.handle(connection, message)
+
+    def handle(self, connection: socket, message: Message) -> None:
+        """Do what a message asks for and answer it."""
         try:
             if message.kind == wire.START_CONTAINER:
                 self._start(connection, message)
@@ -300,10 +313,11 @@ class Monitor:
         del self.containers[init.id]
         init.close(self.loop)
         self._remove(init)
+        self.poststops.start(init.id, init.hooks)
 
     def _reap_strays(self) -> None:
         """Reap an init whose starter was killed before it could tell us of it, when the kill of its cgroup arrives."""
-        known = {init.pid for init in self.containers.values()} | self.starters
+        known = {init.pid for init in self.containers.values()} | self.starters | {*self.poststops.running.values()}
         if self.pod_init is not None:
             known.add(self.pod_init[0])
         for _ in range(100):
@@ -392,6 +406,7 @@ class Monitor:
             pass  # STATE still has it as long as we live
         self._remove(init)
         self._tell(wire.EVENT_CONTAINER_EXITED, init.exit)
+        self.poststops.start(init.id, init.hooks)
 
     def _kill(self, init: InitProcess) -> None:
         try:
@@ -430,7 +445,11 @@ class Monitor:
 
     def _failed(self, error: Exception) -> None:
         """A bug of ours must not take the pod down; the server logs it."""
-        self._tell(wire.EVENT_NOTE, {"message": f"monitor: {error!r}"})
+        self.note(f"monitor: {error!r}")
+
+    def note(self, text: str) -> None:
+        """What the server shall log."""
+        self._tell(wire.EVENT_NOTE, {"message": text})
 
     def _rest(self) -> None:
         gc.collect(0)

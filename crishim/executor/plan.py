@@ -146,11 +146,17 @@ def init_steps(container: dict[str, object], opened: dict[bytes, int]) -> list[S
         steps.append(("unshare", NAMESPACE_FLAGS[b"cgroup"]))
     mounts = container["mounts"]
     assert isinstance(mounts, list)
+    on_host = b"bundle" in opened  # a child of the host's tree, because hooks want to see it
     for index, mount in enumerate(mounts):
         if mount["kind"] == b"shm":  # the pod's, attached in the seed, which the root will cover
-            steps.append(("take_shm", index))
-    steps.append(("enter_root", opened[b"root"]))
+            steps.append(("hold_shm", index, opened[b"shm:%d" % index]) if on_host else ("take_shm", index))
+    if on_host:
+        steps.append(("enter_root_on_host", opened[b"root"], container["hooks"]["bundle"] + b"/rootfs"))  # type: ignore[index]
+    else:
+        steps.append(("enter_root", opened[b"root"]))
     steps += _mount_steps(container, mounts, opened)
+    if on_host:
+        steps += [("await_hooks", 0), ("leave_host", opened[b"root"])]
     if process["terminal"]:
         steps.append(("open_console", True, process["console_width"], process["console_height"]))
     steps += _finish_root(container)
@@ -170,7 +176,9 @@ def init_steps(container: dict[str, object], opened: dict[bytes, int]) -> list[S
     assert isinstance(rootfs, dict)
     if rootfs["propagation"] != b"rprivate":
         steps.append(("set_root_propagation", propagation(rootfs["propagation"])))
-    return steps + finish_steps(process, opened, init=True)
+    hooks = container["hooks"]
+    inside = hooks is not None and b"startContainer" in hooks["stages"]  # type: ignore[index]
+    return steps + finish_steps(process, opened, init=True, hooks=inside)
 
 
 def exec_steps(process: dict[str, object], opened: dict[bytes, int], namespaces: int) -> list[Step]:
@@ -243,8 +251,10 @@ def _finish_root(container: dict[str, object]) -> list[Step]:
     return steps
 
 
-def finish_steps(process: dict[str, object], opened: dict[bytes, int], *, init: bool) -> list[Step]:
-    """The last steps, the same for init and exec; each needs what the next one gives away."""
+def finish_steps(
+    process: dict[str, object], opened: dict[bytes, int], *, init: bool, hooks: bool = False
+) -> list[Step]:
+    """The last steps, the same for init and exec; each needs what the next one gives away. hooks: of startContainer."""
     steps: list[Step] = []
     umask = process["umask"]
     if umask is not None or init:
@@ -276,6 +286,8 @@ def finish_steps(process: dict[str, object], opened: dict[bytes, int], *, init: 
     if capabilities is not None:
         steps.append(("set_capabilities", *capabilities))
     steps.append(("die_with_parent",))  # any change of credentials clears it, so it comes after all of them
+    if hooks:
+        steps.append(("await_hooks", 1))
     steps.append(("announce",))
     if seccomp and nnp:
         steps.append(("load_seccomp", seccomp))
@@ -289,6 +301,8 @@ def _environment(entries: list[bytes]) -> list[tuple[bytes, bytes]]:
 
 _SENTENCES = {
     "enter_root": "entering the root file system",
+    "enter_root_on_host": "mounting the root file system in the bundle",
+    "leave_host": "entering the root file system",
     "make_devices": "making the device nodes in /dev",
     "join_cgroup": "joining the cgroup",
     "join_namespace": "joining a namespace",
@@ -305,8 +319,9 @@ def describe(step: Step, code: int, detail: bytes) -> str:
     name = str(step[0])
     why = os.strerror(code) if code else "failed"
     text = detail.decode("utf-8", "replace")
-    if name == "execute":
-        command = step[1][0].decode("utf-8", "replace")  # type: ignore[index]
+    if name in ("execute", "execute_path"):
+        executed: bytes = step[1] if name == "execute_path" else step[1][0]  # type: ignore[index, assignment]
+        command = executed.decode("utf-8", "replace")
         if code == 2:
             hint = "no such file or directory" if "/" in command else "executable file not found in $PATH"
             return f'exec: "{command}": {hint}'

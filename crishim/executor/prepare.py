@@ -160,6 +160,16 @@ def clone_flags(container: dict[str, object]) -> int:
     return flags
 
 
+def namespaces_of(container: dict[str, object]) -> int:
+    """Clone flags of the namespaces that the container does not share with its monitor."""
+    flags = plan.NAMESPACE_FLAGS[b"mnt"]
+    for kind in (*container["new_namespaces"], *container["joined_namespaces"]):  # type: ignore[misc]
+        flags |= plan.NAMESPACE_FLAGS[kind]
+    if container["pid_namespace"] is not None:
+        flags |= plan.NAMESPACE_FLAGS[b"pid"]
+    return flags
+
+
 def open_cgroups(hierarchy: Hierarchy, path: str, index: int, item: dict[str, object], opened: Opened) -> None:
     """The container's own cgroup directories as trees: one of v2 (name empty), or one per controller of v1.
 

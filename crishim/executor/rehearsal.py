@@ -82,6 +82,7 @@ _CONTAINER: dict[str, object] = {
     "hostname": None,
     "domainname": None,
     "make_missing_sources": True,
+    "hooks": None,
 }
 
 

@@ -16,6 +16,7 @@ from crishim.cgroups.hierarchy import Hierarchy
 from crishim.errors import StartFailed, Unavailable
 from crishim.executor import child, plan, records, value, wire
 from crishim.executor.connection import Connection, until_readable
+from crishim.executor.hook_values import hooks_cgroup, hooks_value
 from crishim.executor.requests import ExecExit, MonitoredContainer, StartedContainer
 from crishim.model.exit import ExitRecord
 from crishim.model.process import ContainerSpec
@@ -90,7 +91,8 @@ class ExecProcess:
 class Monitor:
     """The server's side of one pod's monitor."""
 
-    def __init__(self, sandbox_id: str, directory: Path, hierarchy: Hierarchy) -> None:
+    def __init__(self, sandbox_id: str, directory: Path, hierarchy: Hierarchy, home: str) -> None:
+        """home: the cgroup of the monitors, below which hooks run."""
         self.sandbox_id = sandbox_id
         self.pid = 0
         self.pidfd = -1
@@ -106,6 +108,7 @@ class Monitor:
         self.on_lost: Callable[[], None] = lambda: None
         self._directory = directory
         self._hierarchy = hierarchy
+        self._home = home
         self._connection: Connection | None = None
         self._id = sandbox_id.encode()
         self._stopped = False
@@ -147,6 +150,7 @@ class Monitor:
         """
         container = value.container_value(spec, self._hierarchy)
         container["pid_namespace"] = pid_target and pid_target.encode()
+        container["hooks"] = hooks_value(spec, hooks_cgroup(self._home, spec.id))
         standard = zip((b"stdin", b"stdout", b"stderr"), stdio, strict=False)
         named = [(name, fd) for name, fd in standard if fd is not None]
         for name, fd in ((b"console", spec.process.console_socket), (b"pidfd", spec.process.pidfd_socket)):
@@ -161,6 +165,7 @@ class Monitor:
             "terminal": spec.process.terminal,
             "log": container["log"],
             "stdin_once": spec.stdin_once,
+            "hooks": container["hooks"],
             "spec": wire.encode(container),  # for the starter: the monitor itself does not look
         }
         message = await self._request(wire.START_CONTAINER, body, [fd for _, fd in named])

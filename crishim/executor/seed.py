@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from crishim.linux import mount, process
+from crishim.linux.fs import AT_FDCWD
 
 
 class Seed:
@@ -32,6 +33,14 @@ class Seed:
         if pid:
             self.leave()
         return pid, pidfd
+
+    def open_tree(self, path: bytes) -> int:
+        """A detached copy of a mount in the seed; the caller owns it."""
+        process.setns(self.seed, process.CLONE_NEWNS)
+        try:
+            return mount.open_tree(AT_FDCWD, path, mount.OPEN_TREE_CLONE)
+        finally:
+            self.leave()
 
     def leave(self) -> None:
         """Back to the host's mounts; whoever cannot go back ends: it would see an empty tree as the host."""

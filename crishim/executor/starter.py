@@ -11,17 +11,30 @@ import fcntl
 import os
 import time
 from _signal import pidfd_send_signal
-from _socket import AF_UNIX, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET, socket, socketpair
+from _socket import (
+    AF_UNIX,
+    MSG_CMSG_CLOEXEC,
+    MSG_NOSIGNAL,
+    SCM_RIGHTS,
+    SOCK_CLOEXEC,
+    SOCK_SEQPACKET,
+    SOL_SOCKET,
+    socket,
+    socketpair,
+)
 
 from crishim.cgroups import effects
 from crishim.cgroups.planned import CgroupPlan
 from crishim.executor import child, plan, prepare, wire
+from crishim.executor.hooks import Hooks
 from crishim.executor.lower import lower
 from crishim.executor.prepare import Opened, StepFailed
 from crishim.linux import process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from crishim.executor.monitor import Monitor
 
 
@@ -81,15 +94,25 @@ def _start(monitor: Monitor, container: dict[str, object], given: list[int], sta
     _make_cgroup(monitor, container)
     times.append(time.monotonic_ns())
     _open_sources(monitor, container, opened)
+    hooks = _open_hooks(monitor, container, opened)
     _open_stdio(container, given, opened, started)
     steps = plan.init_steps(container, opened.by_role)
     times.append(time.monotonic_ns())
     report, reports = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-    _clone(monitor, started, container, steps, reports)
+    _clone(monitor, started, container, steps, report, reports, b"bundle" in opened.by_role)
     reports.close()
     opened.close_but(b"console", b"pidfd")
     times.append(time.monotonic_ns())
-    _await_report(started, steps, report, opened.by_role)
+    if hooks is not None:
+        process.setns(hooks.own_pid_namespace(), process.CLONE_NEWPID)  # they must not be born where the init was
+
+    def run_hooks(place: int) -> None:
+        _run_hooks(monitor, container, hooks, started, place)
+
+    _await_report(started, steps, report, opened.by_role, run_hooks)
+    if hooks is not None:
+        hooks.run(b"poststart", started.pid)
+        hooks.tidy()
     times.append(time.monotonic_ns())
     if b"pidfd" in opened.by_role:
         wire.hand_over(opened.by_role[b"pidfd"], started.pidfd, b"standard")
@@ -121,6 +144,43 @@ def _open_sources(monitor: Monitor, container: dict[str, object], opened: Opened
     roles[b"proc"] = os.dup(monitor.seed.proc)
 
 
+def _open_hooks(monitor: Monitor, container: dict[str, object], opened: Opened) -> Hooks | None:
+    """The container's hooks; for early ones also what a child needs that is born in a copy of the host's tree."""
+    value = container["hooks"]
+    if value is None:
+        return None
+    hooks = Hooks(value, monitor.hierarchy, monitor.seed.proc, monitor.home)  # type: ignore[arg-type]
+    if not hooks.are_early():
+        return hooks
+    place = hooks.bundle + b"/rootfs"
+    try:
+        opened.by_role[b"bundle"] = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        where = place.decode("utf-8", "replace")
+        raise StepFailed(f'the bundle\'s "{where}": {os.strerror(error.errno or 0).lower()}') from None
+    for index, item in enumerate(container["mounts"]):  # type: ignore[arg-type, var-annotated]
+        if item["kind"] == b"shm":
+            opened.by_role[b"shm:%d" % index] = monitor.seed.open_tree(b"/shm")
+    return hooks
+
+
+def _run_hooks(
+    monitor: Monitor, container: dict[str, object], hooks: Hooks | None, started: Started, place: int
+) -> None:
+    """The hooks that the child stands still for."""
+    assert hooks is not None
+    namespaces = prepare.namespaces_of(container)
+    if place == 1:
+        hooks.run_inside(container, started.pid, started.pidfd, namespaces, monitor.privileges)
+        return
+    hooks.run(b"prestart", started.pid)
+    hooks.run(b"createRuntime", started.pid)
+    if container["pid_namespace"] is not None:
+        # others are in there: nobody may find a process that has the host's tree
+        namespaces &= ~process.CLONE_NEWPID
+    hooks.run(b"createContainer", started.pid, started.pidfd, namespaces)
+
+
 def _open_stdio(container: dict[str, object], given: list[int], opened: Opened, started: Started) -> None:
     """Pipes to the monitor, or the caller's descriptors; -1 is the container's /dev/null."""
     roles = opened.by_role
@@ -144,8 +204,15 @@ def _open_stdio(container: dict[str, object], given: list[int], opened: Opened, 
 
 
 def _clone(
-    monitor: Monitor, started: Started, container: dict[str, object], steps: list[plan.Step], reports: socket
+    monitor: Monitor,
+    started: Started,
+    container: dict[str, object],
+    steps: list[plan.Step],
+    ours: socket,
+    reports: socket,
+    on_host: bool,
 ) -> None:
+    """on_host: into a copy of the host's mounts, for hooks, instead of one of the seed."""
     report = fcntl.fcntl(reports.fileno(), fcntl.F_DUPFD_CLOEXEC, 10)
     program = lower(steps, monitor.privileges, report)
     cgroup = effects.open_dir(monitor.hierarchy, str(container["cgroup"]))
@@ -153,10 +220,12 @@ def _clone(
         _enter_pid_namespace(monitor, container["pid_namespace"])
     flags = prepare.clone_flags(container) | process.CLONE_PARENT
     try:
-        started.pid, started.pidfd = monitor.seed.clone(flags, cgroup)
+        started.pid, started.pidfd = (process.clone3 if on_host else monitor.seed.clone)(flags, cgroup)
     except OSError as error:
         raise StepFailed(f"clone3: {os.strerror(error.errno or 0).lower()}") from None
     if started.pid == 0:
+        if container["hooks"] is not None:
+            os.close(ours.fileno())  # a child that waits for hooks must see that the starter has died
         child.run(program, report)
     os.close(report)
 
@@ -175,8 +244,14 @@ def _enter_pid_namespace(monitor: Monitor, target: object) -> None:
     process.setns(other.pidfd, process.CLONE_NEWPID)
 
 
-def _await_report(started: Started, steps: list[plan.Step], report: socket, roles: dict[bytes, int]) -> None:
-    """Until the child reached execve(2) (end of file) or told what failed."""
+def _await_report(
+    started: Started,
+    steps: list[plan.Step],
+    report: socket,
+    roles: dict[bytes, int],
+    run_hooks: Callable[[int], None],
+) -> None:
+    """Until the child reached execve(2) (end of file) or told what failed; runs hooks when it stands still for them."""
     ready = False
     while True:
         data, ancillary, _, _ = report.recvmsg(4096, 64, MSG_CMSG_CLOEXEC)
@@ -189,6 +264,9 @@ def _await_report(started: Started, steps: list[plan.Step], report: socket, role
             raise StepFailed("the process was killed while it was being set up (is its memory limit too low?)")
         kind, index, code = child.REPORT.unpack_from(data)
         ready = ready or kind == child.READY
+        if kind == child.HOOKS:
+            run_hooks(index)
+            report.send(b"1", MSG_NOSIGNAL)
         if kind == child.FAILED:
             raise StepFailed(plan.describe(steps[index], code, data[child.REPORT.size :]))
 

@@ -11,6 +11,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from crishim.model.hook import Hooks
 from crishim.model.resources import Resources
 
 
@@ -239,6 +240,7 @@ class ContainerSpec:
     stdin_once: bool = False
     #: a missing host source of a bind is made as a directory 0755, as containerd and CRI-O do
     make_missing_sources: bool = True
+    hooks: Hooks = Hooks()
     #: what hooks are told of the container: its annotations, and a directory with `config.json`
     annotations: Mapping[str, str] = field(default_factory=dict)
     bundle: str = ""

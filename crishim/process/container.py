@@ -15,14 +15,14 @@ from pathlib import Path
 from crishim.cgroups import effects, stats
 from crishim.cgroups.plan import plan as cgroup_plan
 from crishim.errors import InvalidSpec, NotFound, TimedOut, Unavailable, WrongState
-from crishim.executor.client import ExecSpec, Monitor, PodSpec, StartedContainer
+from crishim.executor.client import ExecSpec, Monitor, PodSpec, StartedContainer, check_hooks
 from crishim.model.exit import ExitRecord
 from crishim.model.process import ContainerSpec, NamespaceKind, RootFs
 from crishim.model.resources import Resources
 from crishim.process.engine import cgroup_root, monitor_directories, running_engine
 from crishim.process.events import ContainerEvent, EventKind, Events
 from crishim.process.handle import ExitStatus, Process
-from crishim.process.start import check_exec, exec_status, given_stdio, send_handles, with_defaults
+from crishim.process.start import check_exec, exec_status, given_stdio, make_bundle, send_handles, with_defaults
 from crishim.process.state import ContainerStatus, State
 from crishim.spec.isolated import isolated_container
 from crishim.spec.resources import changed, merged
@@ -50,6 +50,7 @@ class Container:
         self._monitor: Monitor | None = None
         self._directory: Path | None = None
         self._init: Process | None = None
+        self._bundle = spec.bundle
         self._paused = False
         self._watchers: list[Events] = []
         self._watchers_lock = threading.Lock()
@@ -83,9 +84,13 @@ class Container:
         if process.spec.sub_cgroup_paths:
             raise InvalidSpec("sub_cgroup_paths: an init process is in the container's cgroup")
         spec = replace(self.spec, process=with_defaults(process.spec))
+        check_hooks(spec.hooks)
         own = {ns.kind for ns in spec.namespaces if ns.path is None}
         engine = running_engine()
         self._directory = Path(tempfile.mkdtemp(prefix=monitor_directories()))
+        if spec.hooks and not spec.bundle:
+            spec = replace(spec, bundle=make_bundle(self._directory, spec))
+            self._bundle = spec.bundle
         pod = PodSpec(
             network=NamespaceKind.NETWORK in own,
             ipc=NamespaceKind.IPC in own,
@@ -218,7 +223,7 @@ class Container:
             if not self._init._ended.done():
                 frozen = effects.is_frozen(running_engine().executor.hierarchy, self.spec.cgroup.path)
                 status, pid = ContainerStatus.PAUSED if frozen else ContainerStatus.RUNNING, self._init.pid
-        return State(self.spec.id, status, pid, self.spec.bundle, self.spec.annotations)
+        return State(self.spec.id, status, pid, self._bundle, self.spec.annotations)
 
     def events(self, timeout_s: float | None = None) -> Events:
         """What happens from now on, one by one; ends after the end of the init process.

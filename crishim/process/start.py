@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from dataclasses import replace
+from pathlib import Path
 
 from crishim.errors import InvalidSpec, Unsupported
 from crishim.executor import wire
 from crishim.executor.client import ExecProcess
-from crishim.model.process import Capabilities, ProcessSpec
+from crishim.model.process import Capabilities, ContainerSpec, ProcessSpec
 from crishim.process.handle import ExitStatus, Process
+from crishim.spec.bundle import ROOT, oci_config
 from crishim.spec.capabilities import DEFAULT as DEFAULT_CAPABILITIES
 from crishim.spec.process import DEFAULT_PATH
 
@@ -74,3 +77,11 @@ def given_stdio(process: Process) -> tuple[int | None, ...]:
 def _is_null(fd: int) -> bool:
     status = os.fstat(fd)
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3)
+
+
+def make_bundle(directory: Path, spec: ContainerSpec) -> str:
+    """A directory below `directory` for a container's hooks: its configuration, and where its root will be mounted."""
+    bundle = directory / "bundle"
+    (bundle / ROOT).mkdir(parents=True)
+    (bundle / "config.json").write_text(json.dumps(oci_config(spec)))
+    return str(bundle)

@@ -22,6 +22,7 @@ IN_DOOR_ROOM = frozenset(
     {
         "executor.client",
         "executor.connection",
+        "executor.hook_values",
         "executor.probe",
         "executor.remote",
         "executor.requests",

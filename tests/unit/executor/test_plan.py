@@ -193,6 +193,34 @@ def test_extra_files_are_kept_in_their_order() -> None:
     assert ("keep_descriptors", (50, 51)) in steps
 
 
+EARLY_HOOKS = {"stages": {b"createContainer": [[b"/hook", [b"/hook"], None, 0]]}, "bundle": b"/bundle"}
+
+
+def test_a_child_that_hooks_look_at_enters_its_root_in_the_bundle_and_leaves_the_host_when_they_have_run() -> None:
+    opened = {**OPENED, b"bundle": 60, b"shm:3": 61}
+    steps = plan.init_steps({**container_value(), "hooks": EARLY_HOOKS}, opened)
+    order = names(steps)
+    assert ("enter_root_on_host", 32, b"/bundle/rootfs") in steps
+    assert ("hold_shm", 3, 61) in steps
+    assert "enter_root" not in order and "take_shm" not in order
+    await_, leave = steps.index(("await_hooks", 0)), steps.index(("leave_host", 32))
+    assert leave == await_ + 1
+    last_mount = max(order.index(name) for name in ("attach", "mount_filesystem", "mount_cgroups", "make_devices"))
+    assert last_mount < await_ < order.index("make_cwd") < order.index("mask_paths")
+
+
+def test_a_child_waits_for_the_last_hooks_right_before_it_is_executed() -> None:
+    hooks = {"stages": {b"startContainer": [[b"/hook", [b"/hook"], None, 0]]}, "bundle": b"/bundle"}
+    steps = plan.init_steps({**container_value(), "hooks": hooks}, OPENED)
+    assert "enter_root" in names(steps)
+    at = steps.index(("await_hooks", 1))
+    assert names(steps)[at + 1 :] == ["announce", "load_seccomp", "execute"]
+
+
+def test_a_child_without_hooks_waits_for_nobody() -> None:
+    assert "await_hooks" not in names(init())
+
+
 PLANS = {
     "init": init(),
     "exec": exec_(),
