@@ -29,15 +29,30 @@ class _Unpacker:
 
 def open_image_store(root: Path, images: ImagesConfig, executor: Executor) -> ImageStore:
     """The store below `root`, which no other process has open."""
-    system, architecture, *variant = images.platform.split("/")
     return ImageStore(
         root,
         _Unpacker(executor),
-        RegistryConfig(
-            mirrors=images.mirrors,
-            insecure=frozenset(images.insecure),
-            ca_files={host: str(path) for host, path in images.ca_files.items()},
-        ),
-        platform=Platform(system, architecture, variant[0] if variant else ""),
-        limits=LayerLimits(max_bytes=images.max_layer_bytes, max_entries=images.max_layer_entries),
+        registry_config(images),
+        platform=platform_of(images),
+        limits=layer_limits(images),
     )
+
+
+def registry_config(images: ImagesConfig) -> RegistryConfig:
+    """How registries are reached."""
+    return RegistryConfig(
+        mirrors=images.mirrors,
+        insecure=frozenset(images.insecure),
+        ca_files={host: str(path) for host, path in images.ca_files.items()},
+    )
+
+
+def platform_of(images: ImagesConfig) -> Platform:
+    """Which image of an index is taken."""
+    system, architecture, *variant = images.platform.split("/")
+    return Platform(system, architecture, variant[0] if variant else "")
+
+
+def layer_limits(images: ImagesConfig) -> LayerLimits:
+    """Bounds of one layer."""
+    return LayerLimits(max_bytes=images.max_layer_bytes, max_entries=images.max_layer_entries)

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,8 +37,12 @@ ROLES = {
 logger = logging.getLogger(__name__)
 
 
-def serve(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT; pods go on. CrishimError with one sentence when it cannot start."""
+def serve(reread: Callable[[], Config]) -> None:
+    """Serve until SIGTERM or SIGINT; pods go on. CrishimError with one sentence when it cannot start.
+
+    reread: brings the configuration, now and at each SIGHUP.
+    """
+    config = reread()
     configure_logging(config.server.log_level)
     with_root()
     locks = [lock_directory(config.server.state, "state"), lock_directory(config.server.root, "root")]
@@ -48,13 +53,13 @@ def serve(config: Config) -> None:
                 "CAP_SYS_RESOURCE is missing: hard limits cannot be raised and oom_score_adj cannot be lowered for"
                 " containers; both stay as near as the kernel allows"
             )
-        asyncio.run(_serve(config, executor))
+        asyncio.run(_serve(config, reread, executor))
     finally:
         for lock in locks:
             os.close(lock)
 
 
-async def _serve(config: Config, executor: Executor) -> None:
+async def _serve(config: Config, reread: Callable[[], Config], executor: Executor) -> None:
     from crishim.app.wiring import Server
 
     server = Server(config, executor)
@@ -64,6 +69,7 @@ async def _serve(config: Config, executor: Executor) -> None:
         loop.add_signal_handler(number, stopping.set)
     try:
         await server.start()
+        loop.add_signal_handler(signal.SIGHUP, server.reload_later, reread)
         _say_ready(config, server)
         await stopping.wait()
         logger.info("stopping; pods go on")

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import ssl
+from collections.abc import Callable
+from contextlib import suppress
 
 import crishim
 from crishim.app.image_store import open_image_store
 from crishim.app.metrics import Metrics
+from crishim.app.reload import Reload
+from crishim.app.settings import settings_of
 from crishim.cgroups import effects
 from crishim.config import Config
 from crishim.cri.interceptors import Guard
 from crishim.cri.listing import Listing
 from crishim.cri.runtime_service import services
 from crishim.cri.server import Server as GrpcServer
-from crishim.errors import Unavailable, Unsupported
+from crishim.errors import CrishimError, Unavailable
 from crishim.executor.client import Executor
 from crishim.metrics.containers import ContainerMetrics
 from crishim.metrics.node import NodeMetrics
 from crishim.metrics.server import MetricsServer
 from crishim.model.container import Container
 from crishim.model.image import Image
-from crishim.model.node import CgroupDriver
 from crishim.model.sandbox import Sandbox
 from crishim.network.bridge import BridgeNetwork
 from crishim.network.cni.network import CniNetwork
@@ -46,12 +48,10 @@ from crishim.runtime.recovery import Recovery
 from crishim.runtime.removal import Removal
 from crishim.runtime.sandboxes import Sandboxes
 from crishim.runtime.sessions import Sessions
-from crishim.runtime.settings import Settings
 from crishim.runtime.stopping import Stopping
 from crishim.runtime.story import Stories
 from crishim.runtime.users import ImageUsers
 from crishim.spec.capabilities import DEFAULT
-from crishim.spec.facts import NodeAbilities
 from crishim.spec.seccomp import runtime_default
 from crishim.store.boot import current_boot_id
 from crishim.store.durable import DurableStore
@@ -76,12 +76,14 @@ class Server:
         self.metrics_address = ""
         state, root = config.server.state, config.server.root
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._settings = _settings(config, executor)
+        self._settings = settings_of(config, executor)
         self._boot_id = current_boot_id()
         self._store = Store(state, self._boot_id)
         self._durable = DurableStore(root)
         self._network = _network(config)
         self._images = open_image_store(root, config.images, executor)
+        self._reload = Reload(config, self._settings, executor, self._images, self._network)
+        self._reloading = asyncio.Lock()
         self._helper = Helper()
         self._operations = Operations()
         self._live = Live()
@@ -127,6 +129,18 @@ class Server:
         leftovers = NetworkLeftovers(self._store, self._places, self._network)
         self._operations.spawn(leftovers.run(), "network leftovers")
         self._starting = None
+
+    def reload_later(self, reread: Callable[[], Config]) -> None:
+        """Take over the configuration that `reread` (blocking) brings; a wrong one changes nothing, and is logged."""
+        with suppress(Unavailable):  # the server is stopping
+            self._operations.spawn(self._take_over(reread), "configuration")
+
+    async def _take_over(self, reread: Callable[[], Config]) -> None:
+        async with self._reloading:  # in the order of the signals
+            try:
+                self._reload.apply(await self._helper.run(reread))
+            except CrishimError as error:
+                logger.error("the configuration stays as it was: %s", error)
 
     async def stop(self) -> None:
         """End the server; what it started goes on."""
@@ -252,7 +266,7 @@ class Server:
             executor=executor,
             images=self._images,
             users=ImageUsers(executor, self._images),
-            profiles=SeccompProfiles(settings.node, settings.seccomp_profile_dir),
+            profiles=SeccompProfiles(settings),
             operations=operations,
             live=live,
             places=places,
@@ -288,33 +302,6 @@ class Server:
             removal=removal,
             helper=helper,
         )
-
-
-def _settings(config: Config, executor: Executor) -> Settings:
-    if config.cgroups.driver == "systemd":
-        raise Unsupported('cgroups.driver: "systemd" is not supported by this version; use "cgroupfs"')
-    node = executor.node
-    return Settings(
-        node=NodeAbilities(
-            kernel=node.kernel,
-            machine=node.machine,
-            capabilities=node.capabilities,
-            apparmor=os.path.exists("/sys/kernel/security/apparmor/profiles"),
-        ),
-        state_dir=str(config.server.state),
-        root_dir=str(config.server.root),
-        cgroup_root=config.cgroup_root,
-        netns_prefix="crishim" if config.instance == "default" else f"crishim-{config.instance}",
-        cgroup_driver=CgroupDriver.CGROUPFS,
-        network_mode=config.network.mode,
-        runtime_handlers=tuple(dict.fromkeys(config.containers.runtime_handlers)),
-        make_missing_sources=config.containers.missing_host_path == "create",
-        rlimits=config.limits.rlimits,
-        exec_output_bytes=config.limits.exec_output_bytes,
-        seccomp_profile_dir=str(config.containers.seccomp_profile_dir),
-        sandbox_grace_s=config.stop.sandbox_grace_s,
-        kill_wait_s=config.stop.kill_wait_s,
-    )
 
 
 def _network(config: Config) -> Network:

@@ -13,6 +13,7 @@ from crishim.errors import CrishimError
 #: command to its module and what it does; a module has `add_arguments(parser)` and `run(arguments) -> exit status`
 COMMANDS = {
     "serve": ("crishim.cli.serve", "serve CRI to a kubelet"),
+    "config": ("crishim.cli.config", "show the configuration, and the file that each value is from"),
     "run": ("crishim.cli.run", "run one isolated process, without a server"),
     "demo": ("crishim.cli.demo", "start a server and run a pod on it, step by step"),
     "ps": ("crishim.cli.ps", "list pods and containers"),

@@ -39,9 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The exit code of the process, 128 + signal when a signal ended it, 125 when it never ran."""
-    path = arguments.config
-    if path is None and config.DEFAULT_PATH.exists():
-        path = config.DEFAULT_PATH
     try:
         return run_process(
             RunRequest(
@@ -55,7 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
                 cwd=arguments.cwd,
                 memory_bytes=arguments.memory,
                 root=arguments.root.absolute(),
-                images=config.load(path).images,
+                images=config.read(
+                    arguments.config or config.DEFAULT_PATH, optional=arguments.config is None
+                ).config.images,
             )
         )
     except CrishimError as error:

@@ -11,7 +11,12 @@ from crishim.app.serve import serve
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where the configuration is, and what is given in its place."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help=f"default {config.DEFAULT_PATH}, if it exists")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help=f"default {config.DEFAULT_PATH}, if it exists; FILE.d/*.toml is read too",
+    )
     parser.add_argument("--listen", metavar="unix://PATH", help="CRI socket (server.listen)")
     parser.add_argument("--root", metavar="DIR", help="what survives a power cut (server.root)")
     parser.add_argument("--state", metavar="DIR", help="what ends with the boot (server.state)")
@@ -23,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve; 0 after SIGTERM."""
-    path = arguments.config
-    if path is None and config.DEFAULT_PATH.exists():
-        path = config.DEFAULT_PATH
+    path, optional = arguments.config or config.DEFAULT_PATH, arguments.config is None
     overrides = {
         "server.listen": arguments.listen,
         "server.root": arguments.root,
@@ -34,5 +37,5 @@ def run(arguments: argparse.Namespace) -> int:
         "server.log_level": arguments.log_level,
         "network.mode": arguments.network,
     }
-    serve(config.load(path, overrides))
+    serve(lambda: config.read(path, overrides, optional=optional).config)
     return 0

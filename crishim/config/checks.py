@@ -26,6 +26,7 @@ _SOCKET_PATH_BYTES = 96
 _REGISTRY = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[(?P<six>[0-9A-Fa-f:]+)\])(?::(?P<port>[0-9]{1,5}))?"
 )
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _SIZE = re.compile(r"([0-9]{1,19}) ?(B|KiB|MiB|GiB|TiB)")
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _RLIMITS = re.compile(
@@ -63,6 +64,20 @@ def a_text(value: object, path: str) -> str:
     """Any text without NUL."""
     if not isinstance(value, str) or "\0" in value:
         raise wrong(path, value, "a text")
+    return value
+
+
+def a_line(value: object, path: str) -> str:
+    """A text without control characters."""
+    if any(char < " " or char == "\x7f" for char in a_text(value, path)):
+        raise wrong(path, value, "one line of text")
+    return str(value)
+
+
+def boolean(value: object, path: str) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise wrong(path, value, "true or false")
     return value
 
 
@@ -119,6 +134,13 @@ def absolute_path(value: object, path: str) -> Path:
     return Path("/" + os.path.normpath(value).lstrip("/"))
 
 
+def relative_path(value: object, path: str) -> str:
+    """A path below a directory that is known, or "" for none."""
+    if value != "" and (a_text(value, path).startswith("/") or ".." in str(value).split("/")):
+        raise wrong(path, value, "a relative path")
+    return str(value)
+
+
 def unix_socket(value: object, path: str) -> Path:
     """The path of "unix:///PATH"."""
     text = a_text(value, path)
@@ -166,10 +188,14 @@ def table_of(key_check: Check, check: Check) -> Check:
     def check_table(value: object, path: str) -> Mapping[str, Any]:
         if not isinstance(value, dict):
             raise wrong(path, value, "a table")
-        table = {key_check(key, path): check(part, f'{path}."{key}"') for key, part in value.items()}
+        table = {key_check(key, path): check(part, _inner(path, key)) for key, part in value.items()}
         return MappingProxyType(table)
 
     return check_table
+
+
+def _inner(path: str, key: str) -> str:
+    return f"{path}.{key}" if _BARE_KEY.fullmatch(key) else f'{path}."{key}"'
 
 
 def ip_subnets(value: object, path: str) -> tuple[Subnet, ...]:
@@ -240,7 +266,7 @@ def resource_limits(value: object, path: str) -> tuple[Rlimit, ...]:
             raise wrong(path, name, f"one of {_RLIMITS.pattern.replace('|', ', ')}")
         if len(bounds) != 2 or _unlimited(bounds[0]) > _unlimited(bounds[1]):
             raise wrong(
-                f'{path}."{name}"', list(bounds), "a soft limit and a hard limit not below it (-1 is unlimited)"
+                _inner(path, name), list(bounds), "a soft limit and a hard limit not below it (-1 is unlimited)"
             )
         limits.append(Rlimit(f"RLIMIT_{name}", bounds[0], bounds[1]))
     return tuple(limits)

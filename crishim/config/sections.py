@@ -14,7 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crishim.config.checks import Address, Subnet
+from crishim.model.handler import PLAIN, Handler
 from crishim.model.process import Rlimit
+
+#: the runtime handler that is always there
+RUNTIME = "crishim"
 
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -119,8 +123,8 @@ class ContainersConfig:
 
     #: what a missing host path of a mount becomes: a directory, or an error
     missing_host_path: str = "create"
-    #: what a RuntimeClass may name besides "", the default; all run alike
-    runtime_handlers: tuple[str, ...] = ("crishim",)
+    #: the runtime handler of pods whose RuntimeClass names none
+    default_runtime_handler: str = RUNTIME
     #: the only directory below which localhost seccomp profiles may lie
     seccomp_profile_dir: Path = Path("/var/lib/kubelet/seccomp")
 
@@ -147,6 +151,8 @@ class Config:
     limits: LimitsConfig = LimitsConfig()
     containers: ContainersConfig = ContainersConfig()
     stop: StopConfig = StopConfig()
+    #: runtime handlers by name; the one called "crishim" is always there
+    runtimes: Mapping[str, Handler] = field(default_factory=lambda: {RUNTIME: PLAIN})
 
     @property
     def instance(self) -> str:

@@ -56,7 +56,8 @@ class LayerStore:
         self._directory.mkdir(mode=0o700, exist_ok=True)
         self._table = table
         self._unpacker = unpacker
-        self._limits = limits
+        #: bounds of a layer that is unpacked from now on
+        self.limits = limits
         #: held while leases and rows are compared, so that a layer is not freed between look and lease
         self._lock = threading.Lock()
         #: how many running pulls count on a chain id
@@ -166,8 +167,8 @@ class LayerStore:
     def _request(self) -> dict[str, Any]:
         wheels = sorted({str(Path(path).parent) for name in ("isal", "zstandard") if (path := _package(name))})
         return {
-            "max_bytes": self._limits.max_bytes,
-            "max_entries": self._limits.max_entries,
+            "max_bytes": self.limits.max_bytes,
+            "max_entries": self.limits.max_entries,
             "module_paths": wheels,
         }
 

@@ -51,6 +51,11 @@ class RegistryClient:
         #: (realm, service, scope, login) to token and the monotonic time it is good until
         self._tokens: dict[TokenKey, tuple[str, float]] = {}
 
+    def configure(self, config: RegistryConfig) -> None:
+        """Another configuration for pulls that are begun from now on; files of certificates are read anew."""
+        self.config = config
+        self.close()
+
     def close(self) -> None:
         """Close idle connections."""
         with self._lock:

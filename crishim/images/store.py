@@ -107,6 +107,12 @@ class ImageStore:
         self._client.close()
         self._table.close()
 
+    def configure(self, registry: RegistryConfig, platform: Platform, limits: LayerLimits) -> None:
+        """Registries, platform and bounds of pulls that are begun from now on."""
+        self._client.configure(registry)
+        self._platform = platform
+        self._layers.limits = limits
+
     # -- looking, from memory ------------------------------------------------------------------------------------------
 
     def resolve(self, name: str) -> Image:

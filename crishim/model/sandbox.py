@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from crishim.model.handler import PLAIN, Handler
 from crishim.model.resources import Resources
 
 
@@ -155,3 +156,5 @@ class Sandbox:
     cgroup_path: str = ""
     #: why it is NOTREADY, when not by StopPodSandbox
     reason: str = ""
+    #: options of its runtime handler when it was run; a change of the configuration is for sandboxes to come
+    handler: Handler = PLAIN

@@ -15,6 +15,7 @@ from crishim.cgroups.plan import plan as cgroup_plan
 from crishim.errors import AlreadyExists, InvalidSpec, NotFound, StartFailed, TimedOut, WrongState
 from crishim.images.store import ImageStore
 from crishim.model.container import Container, ContainerConfig, ContainerSecurity, ContainerState
+from crishim.model.handler import Handler
 from crishim.model.image import Image
 from crishim.model.process import ContainerSpec, RootFs
 from crishim.model.resources import Resources
@@ -37,9 +38,9 @@ from crishim.runtime.stopping import Stopping
 from crishim.runtime.undo import Undo
 from crishim.runtime.users import ImageUsers
 from crishim.runtime.verdict import outcome_of, start_failed
-from crishim.spec.capabilities import capability_sets
+from crishim.spec.capabilities import capability_sets, default_of
 from crishim.spec.cgroup import container_cgroup
-from crishim.spec.container import Surroundings, check_namespaces, container_spec, namespaces_of
+from crishim.spec.container import Surroundings, all_devices, check_namespaces, container_spec, namespaces_of
 from crishim.spec.facts import PodFiles
 from crishim.spec.process import arguments, localhost_profile, reported_user
 from crishim.spec.resources import changed, merged
@@ -158,7 +159,7 @@ class Containers:
     ) -> ContainerSpec:
         await self._check_sources(config)
         users = await self._users.of(image)
-        wants_devices = config.security.privileged or config.devices
+        whole_dev = all_devices(config, sandbox)
         around = Surroundings(
             image=image.config,
             users=users,
@@ -166,19 +167,20 @@ class Containers:
             files=PodFiles(*(self._places.has_file(sandbox.id, name) for name in ("resolv.conf", "hostname", "hosts"))),
             hostname=hostname_of(sandbox),
             rootfs=rootfs,
-            devices=await self._helper.run(host_devices, config) if wants_devices else (),
-            localhost_filter=await self._localhost_filter(config.security),
+            devices=await self._helper.run(host_devices, config, whole_dev) if whole_dev or config.devices else (),
+            localhost_filter=await self._localhost_filter(config.security, sandbox.handler),
             make_missing_sources=self._settings.make_missing_sources,
+            rlimits=self._settings.rlimits,
         )
         spec = container_spec(container_id, config, sandbox, around)
         cgroup_plan(spec.cgroup.path, spec.cgroup.resources, spec.cgroup.devices, self._executor.hierarchy)
-        return replace(spec, process=replace(spec.process, rlimits=self._settings.rlimits))
+        return spec
 
-    async def _localhost_filter(self, security: ContainerSecurity) -> bytes | None:
-        path = localhost_profile(security.seccomp, security.privileged)
+    async def _localhost_filter(self, security: ContainerSecurity, handler: Handler) -> bytes | None:
+        path = localhost_profile(security, handler)
         if path is None:
             return None
-        bounding = capability_sets(security, self._settings.node.capabilities).bounding
+        bounding = capability_sets(security, self._settings.node.capabilities, default_of(handler)).bounding
         return await self._helper.run(self._profiles.compiled, path, bounding)
 
     async def _check_sources(self, config: ContainerConfig) -> None:
@@ -346,5 +348,5 @@ def _container(spec: ContainerSpec, config: ContainerConfig, sandbox: Sandbox, i
         log_path=log_path,
         stop_signal=stop_signal(config.stop_signal, image.config.stop_signal),
         cgroup_path=spec.cgroup.path,
-        resources=config.resources,
+        resources=spec.cgroup.resources,
     )

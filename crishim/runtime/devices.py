@@ -16,10 +16,10 @@ _OWN = frozenset({"pts", "shm", "fd", "mqueue", "console", "ptmx", "core", "stdi
 _LIMIT = 10_000
 
 
-def host_devices(config: ContainerConfig) -> tuple[HostDevice, ...]:
-    """The devices of the request; for a privileged container those of the host too. InvalidSpec names the field."""
+def host_devices(config: ContainerConfig, whole_dev: bool) -> tuple[HostDevice, ...]:
+    """The devices of the request; with `whole_dev` every device of the host too. InvalidSpec names the field."""
     found: dict[str, HostDevice] = {}
-    if config.security.privileged:
+    if whole_dev:
         for path, node in _nodes("/dev", "/dev", own=_OWN):
             found[path] = HostDevice(node)
     for index, device in enumerate(config.devices):

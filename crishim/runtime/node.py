@@ -15,8 +15,6 @@ from crishim.runtime.steps import WAITS
 
 #: an operation that stays in one stage this long is named in a verbose status
 _STUCK_S: Final = 60.0
-#: mount_setattr(2) with AT_RECURSIVE, which recursive read-only mounts need
-_MOUNT_SETATTR: Final = (5, 12)
 
 
 class Node:
@@ -31,8 +29,8 @@ class Node:
     async def status(self, verbose: bool) -> NodeStatus:
         """RuntimeReady is true as long as we answer; NetworkReady is what the network says."""
         network = await self._network.ready()
-        recursive = tuple(self._settings.node.kernel[:2]) >= _MOUNT_SETATTR
-        names = ("", *self._settings.runtime_handlers)
+        recursive = self._settings.node.recursive_read_only
+        names = ("", *self._settings.handlers)
         return NodeStatus(
             conditions=(
                 Condition("RuntimeReady", True),
@@ -54,7 +52,8 @@ class Node:
             "cgroupDriver": self._settings.cgroup_driver.name.lower(),
             "networkMode": self._settings.network_mode,
             "seccompProfileDir": self._settings.seccomp_profile_dir,
-            "runtimeHandlers": list(self._settings.runtime_handlers),
+            "runtimeHandlers": list(self._settings.handlers),
+            "defaultRuntimeHandler": self._settings.default_handler,
             "kernel": ".".join(map(str, self._settings.node.kernel)),
         }
         return {

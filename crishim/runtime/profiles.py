@@ -7,7 +7,7 @@ import os
 import stat
 
 from crishim.errors import InvalidSpec
-from crishim.spec.facts import NodeAbilities
+from crishim.runtime.settings import Settings
 from crishim.spec.seccomp import compile_oci
 
 _LIMIT_BYTES = 1 << 20
@@ -16,10 +16,9 @@ _LIMIT_BYTES = 1 << 20
 class SeccompProfiles:
     """Compiled profiles by path, as long as the file stays the same; only files below one directory."""
 
-    def __init__(self, node: NodeAbilities, directory: str) -> None:
-        """directory: where profiles lie; it belongs to the node's administrator, as all that is in it."""
-        self._node = node
-        self._directory = directory
+    def __init__(self, settings: Settings) -> None:
+        """The directory of the settings belongs to the node's administrator, as all that is in it."""
+        self._settings = settings
         #: (path, bounding set) to (mtime ns, size, inode) and the program
         self._known: dict[tuple[str, frozenset[str]], tuple[tuple[int, int, int], bytes]] = {}
 
@@ -29,10 +28,11 @@ class SeccompProfiles:
         InvalidSpec names the path when it is missing, not understood or, also by a link, outside of the directory.
         """
         where = f"linux.security_context.seccomp.localhost_ref: {path!r}"
-        base = os.path.realpath(self._directory)
+        directory = self._settings.seccomp_profile_dir
+        base = os.path.realpath(directory)
         path = os.path.realpath(os.path.join(base, path))
         if not path.startswith(base.rstrip("/") + "/"):
-            raise InvalidSpec(f"{where}: it is not below the profile directory {self._directory}")
+            raise InvalidSpec(f"{where}: it is not below the profile directory {directory}")
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
@@ -61,6 +61,7 @@ class SeccompProfiles:
         if not isinstance(profile, dict):
             raise InvalidSpec(f"{where}: it is not a JSON object")
         try:
-            return compile_oci(profile, capabilities=capabilities, machine=self._node.machine, kernel=self._node.kernel)
+            node = self._settings.node
+            return compile_oci(profile, capabilities=capabilities, machine=node.machine, kernel=node.kernel)
         except InvalidSpec as error:
             raise InvalidSpec(f"{where}: {error}") from None

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from crishim.cgroups import effects
-from crishim.errors import AlreadyExists, InvalidSpec, NotFound, Unavailable
+from crishim.errors import AlreadyExists, NotFound, Unavailable
 from crishim.executor.client import PodSpec
+from crishim.model.handler import Handler
 from crishim.model.resources import Resources
 from crishim.model.sandbox import NamespaceMode, Sandbox, SandboxConfig, SandboxState
 from crishim.network.door import Attachment, Network
@@ -90,10 +91,11 @@ class Sandboxes:
                 f"config.metadata: {config.namespace}/{config.name} with uid {config.uid!r} and attempt"
                 f" {config.attempt} is sandbox {taken.id}"
             )
-        plan, resolv_conf = self._checked(config)
+        handler = self._settings.handler(config.runtime_handler)
+        plan, resolv_conf = spec.sandbox_plan(config, handler), spec.resolv_conf(config.dns)
         if plan.network:
             await self._require_network()
-        sandbox = self._planned(config, plan)
+        sandbox = self._planned(config, plan, handler)
         await self._durable.reserve_sandbox(self._reservation(sandbox))
         reached("run_sandbox.reserved")
         async with Undo(
@@ -122,17 +124,12 @@ class Sandboxes:
         reached("run_sandbox.status")
         return sandbox.id
 
-    def _checked(self, config: SandboxConfig) -> tuple[spec.SandboxPlan, str | None]:
-        if config.runtime_handler and config.runtime_handler not in self._settings.runtime_handlers:
-            raise InvalidSpec(f"runtime_handler: {config.runtime_handler!r} is not configured on this node")
-        return spec.sandbox_plan(config), spec.resolv_conf(config.dns)
-
     async def _require_network(self) -> None:
         readiness = await self._network.ready()
         if not readiness.ready:
             raise Unavailable(f"the pod network is not ready: {readiness.message}")
 
-    def _planned(self, config: SandboxConfig, plan: spec.SandboxPlan) -> Sandbox:
+    def _planned(self, config: SandboxConfig, plan: spec.SandboxPlan, handler: Handler) -> Sandbox:
         sandbox_id = secrets.token_hex(32)
         return Sandbox(
             id=sandbox_id,
@@ -141,6 +138,7 @@ class Sandboxes:
             created_at_ns=time.time_ns(),
             netns_path=f"/run/netns/{self._settings.netns_prefix}-{sandbox_id}" if plan.network else None,
             cgroup_path=pod_cgroup(config.cgroup_parent, self._settings.cgroup_root, sandbox_id),
+            handler=handler,
         )
 
     def _reservation(self, sandbox: Sandbox) -> SandboxReservation:

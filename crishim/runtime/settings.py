@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from crishim.errors import InvalidSpec
+from crishim.model.handler import PLAIN, Handler
 from crishim.model.node import CgroupDriver
 from crishim.model.process import Rlimit
 from crishim.spec.facts import NodeAbilities
 
+#: what the configuration may change while the server runs
+_CHANGEABLE = (
+    "handlers",
+    "default_handler",
+    "make_missing_sources",
+    "rlimits",
+    "exec_output_bytes",
+    "seccomp_profile_dir",
+    "sandbox_grace_s",
+    "kill_wait_s",
+)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Settings:
-    """Constants of one server."""
+    """One value that all use cases share and ask anew each time. Only `adopt` changes it."""
 
     #: kernel, machine and our own privileges
     node: NodeAbilities
@@ -25,8 +40,9 @@ class Settings:
     cgroup_driver: CgroupDriver = CgroupDriver.CGROUPFS
     #: "bridge" or "cni"
     network_mode: str = "bridge"
-    #: names of runtime handlers besides ""
-    runtime_handlers: tuple[str, ...] = ("crishim",)
+    #: runtime handlers by name, and the name of the one that "" is
+    handlers: Mapping[str, Handler] = field(default_factory=lambda: {"crishim": PLAIN})
+    default_handler: str = "crishim"
     #: a missing source of a bind mount is made as a directory
     make_missing_sources: bool = True
     #: limits of every container that asks for none
@@ -41,3 +57,15 @@ class Settings:
     kill_wait_s: float = 10.0
     #: a network's attach and detach may take this long
     network_deadline_s: float = 120.0
+
+    def handler(self, name: str) -> Handler:
+        """The runtime handler of that name, "" for the default one. InvalidSpec when there is none."""
+        found = self.handlers.get(name or self.default_handler)
+        if found is None:
+            raise InvalidSpec(f"runtime_handler: {name!r} is not configured on this node")
+        return found
+
+    def adopt(self, new: Settings) -> None:
+        """Take over what may change while the server runs. Operations under way may see the old or the new value."""
+        for name in _CHANGEABLE:
+            setattr(self, name, getattr(new, name))

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from crishim.errors import InvalidSpec
 from crishim.model.container import CapabilityChange, ContainerSecurity
+from crishim.model.handler import Handler
 from crishim.model.process import Capabilities
 
 #: what containerd and docker give (executor tables); CRI-O gives five fewer
@@ -60,23 +61,32 @@ KNOWN = DEFAULT | {
 }
 
 
-def capability_sets(security: ContainerSecurity, ours: frozenset[str]) -> Capabilities:
+def capability_sets(
+    security: ContainerSecurity, ours: frozenset[str], default: frozenset[str] = DEFAULT
+) -> Capabilities:
     """The five sets of a container's init and execs; never more than `ours`, our own bounding set.
+
+    default: what a container has that adds and drops nothing.
 
     Inheritable stays empty (CVE-2022-24769) unless ambient capabilities are asked for, which the kernel ties to it.
     """
     if security.privileged:
         return Capabilities(bounding=ours, effective=ours, permitted=ours)
     change = security.capabilities or CapabilityChange()
-    names = _changed(change, ours) & ours
+    names = _changed(change, ours, default) & ours
     ambient = _names("add_ambient_capabilities", change.add_ambient, ours) & ours
     names |= ambient
     return Capabilities(bounding=names, effective=names, permitted=names, inheritable=ambient, ambient=ambient)
 
 
-def _changed(change: CapabilityChange, ours: frozenset[str]) -> frozenset[str]:
+def default_of(handler: Handler) -> frozenset[str]:
+    """What a container of the runtime handler has that adds and drops nothing."""
+    return DEFAULT if handler.capabilities is None else frozenset(handler.capabilities)
+
+
+def _changed(change: CapabilityChange, ours: frozenset[str], default: frozenset[str]) -> frozenset[str]:
     """ "ALL" first, then single additions, then single drops: a drop wins over an addition."""
-    names = DEFAULT
+    names = default
     if _has_all(change.add):
         names = ours
     if _has_all(change.drop):

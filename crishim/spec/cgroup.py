@@ -6,8 +6,12 @@ cAdvisor finds the container by the last component of the path.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from crishim.errors import InvalidSpec
+from crishim.model.handler import Handler
 from crishim.model.process import DeviceRule
+from crishim.model.resources import Resources
 from crishim.spec.facts import HostDevice
 
 
@@ -29,6 +33,13 @@ def pod_cgroup(cgroup_parent: str, default_root: str, sandbox_id: str) -> str:
 def container_cgroup(pod_path: str, container_id: str) -> str:
     """Path of a container's cgroup."""
     return f"{pod_path}/{container_id}"
+
+
+def limits(resources: Resources, handler: Handler) -> Resources:
+    """Limits of a container, with that of its runtime handler where it has none of its own."""
+    if not handler.pids_limit or resources.pids_limit is not None or "pids.max" in resources.unified:
+        return resources
+    return replace(resources, pids_limit=handler.pids_limit)
 
 
 def device_rules(devices: tuple[HostDevice, ...], privileged: bool) -> tuple[DeviceRule, ...]:

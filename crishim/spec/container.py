@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from crishim.errors import InvalidSpec, Unsupported
 from crishim.model.container import ContainerConfig
@@ -14,10 +14,12 @@ from crishim.model.process import (
     LogTarget,
     Namespace,
     NamespaceKind,
+    Rlimit,
     RootFs,
 )
 from crishim.model.sandbox import NamespaceMode, NamespaceOptions, Sandbox
-from crishim.spec.cgroup import container_cgroup, device_rules
+from crishim.spec.annotated import rlimits_of, umask_of
+from crishim.spec.cgroup import container_cgroup, device_rules, limits
 from crishim.spec.facts import HostDevice, NodeAbilities, PodFiles, Users
 from crishim.spec.mounts import check_paths, container_mounts
 from crishim.spec.process import container_process
@@ -48,6 +50,8 @@ class Surroundings:
     devices: tuple[HostDevice, ...] = ()
     localhost_filter: bytes | None = None
     make_missing_sources: bool = True
+    #: of every container's processes; the runtime handler and the pod's annotations change them
+    rlimits: tuple[Rlimit, ...] = ()
 
 
 def container_spec(container_id: str, config: ContainerConfig, sandbox: Sandbox, around: Surroundings) -> ContainerSpec:
@@ -59,25 +63,34 @@ def container_spec(container_id: str, config: ContainerConfig, sandbox: Sandbox,
             " container needs a privileged sandbox"
         )
     pid_mode = namespaces_of(config, sandbox).pid
-    rootfs = around.rootfs
+    rootfs, handler = around.rootfs, sandbox.handler
+    asked = sandbox.config.annotations
+    process = container_process(
+        config,
+        around.image,
+        users=around.users,
+        node=around.node,
+        hostname=around.hostname,
+        localhost_filter=around.localhost_filter,
+        handler=handler,
+    )
     return ContainerSpec(
         id=container_id,
-        process=container_process(
-            config,
-            around.image,
-            users=around.users,
-            node=around.node,
-            hostname=around.hostname,
-            localhost_filter=around.localhost_filter,
+        process=replace(
+            process,
+            user=replace(process.user, umask=umask_of(asked, handler)),
+            rlimits=rlimits_of(around.rlimits, handler, asked),
         ),
         rootfs=RootFs(rootfs.lowers, rootfs.upper, rootfs.work, rootfs.path, security.readonly_rootfs),
         cgroup=CgroupSpec(
             container_cgroup(sandbox.cgroup_path, container_id),
-            config.resources,
-            device_rules(around.devices, security.privileged),
+            limits(config.resources, handler),
+            device_rules(around.devices, all_devices(config, sandbox)),
         ),
         namespaces=_namespaces(pid_mode, security.privileged),
-        mounts=container_mounts(config, sandbox.config.security.namespaces.ipc, around.files),
+        mounts=container_mounts(
+            config, sandbox.config.security.namespaces.ipc, around.files, cgroup_writable=handler.cgroup_writable
+        ),
         device_nodes=_nodes(around.devices),
         masked_paths=() if security.privileged else check_paths("masked_paths", security.masked_paths),
         readonly_paths=() if security.privileged else check_paths("readonly_paths", security.readonly_paths),
@@ -86,6 +99,11 @@ def container_spec(container_id: str, config: ContainerConfig, sandbox: Sandbox,
         stdin_once=config.stdin_once,
         make_missing_sources=around.make_missing_sources,
     )
+
+
+def all_devices(config: ContainerConfig, sandbox: Sandbox) -> bool:
+    """Whether a container sees and may use every device of the host."""
+    return config.security.privileged and not sandbox.handler.privileged_without_host_devices
 
 
 def namespaces_of(config: ContainerConfig, sandbox: Sandbox) -> NamespaceOptions:

@@ -22,6 +22,8 @@ class NodeAbilities:
     #: our own bounding set, by name ("CAP_CHOWN"): nobody can be given more
     capabilities: frozenset[str]
     apparmor: bool = False
+    #: mounts can be made read-only with all that is mounted below them
+    recursive_read_only: bool = True
 
 
 class ResolvedUser(Protocol):

@@ -17,14 +17,16 @@ from crishim.spec.facts import PodFiles
 _SAFE = ("nosuid", "noexec", "nodev")
 
 
-def container_mounts(config: ContainerConfig, ipc: NamespaceMode, files: PodFiles) -> tuple[MountSpec, ...]:
+def container_mounts(
+    config: ContainerConfig, ipc: NamespaceMode, files: PodFiles, *, cgroup_writable: bool = False
+) -> tuple[MountSpec, ...]:
     """All mounts below "/". InvalidSpec and Unsupported name the field of the request."""
     asked = [_requested(index, mount) for index, mount in enumerate(config.mounts)]
     targets = {mount.target for mount in asked}
     defaults = [
         mount
         for mount in (
-            *default_mounts(config.security.privileged, ipc),
+            *default_mounts(config.security.privileged, ipc, cgroup_writable=cgroup_writable),
             *_pod_files(files, config.security.readonly_rootfs),
         )
         if mount.target not in targets and not ("/dev" in targets and mount.target.startswith("/dev/"))
@@ -41,7 +43,7 @@ def check_paths(field: str, paths: Iterable[str]) -> tuple[str, ...]:
     return checked
 
 
-def default_mounts(privileged: bool, ipc: NamespaceMode) -> tuple[MountSpec, ...]:
+def default_mounts(privileged: bool, ipc: NamespaceMode, *, cgroup_writable: bool = False) -> tuple[MountSpec, ...]:
     """What every container has below "/"; parents first. With an IPC namespace of the pod /dev/shm is the pod's."""
     mode = () if privileged else ("ro",)
     if ipc is NamespaceMode.NODE:
@@ -57,7 +59,7 @@ def default_mounts(privileged: bool, ipc: NamespaceMode) -> tuple[MountSpec, ...
         shm,
         MountSpec("/dev/mqueue", "mqueue", "mqueue", _SAFE),
         MountSpec("/sys", "sysfs", "sysfs", (*_SAFE, *mode)),
-        MountSpec("/sys/fs/cgroup", "cgroup", "cgroup", (*_SAFE, "relatime", *mode)),
+        MountSpec("/sys/fs/cgroup", "cgroup", "cgroup", (*_SAFE, "relatime", *(() if cgroup_writable else mode))),
     )
 
 

@@ -6,18 +6,21 @@ default arguments count, whose environment wins, and who the user is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from crishim.errors import InvalidSpec, Unsupported
 from crishim.model.container import ContainerConfig, ContainerSecurity, ContainerUser
+from crishim.model.handler import PLAIN, Handler
 from crishim.model.image import ImageConfig
 from crishim.model.process import ProcessSpec, User
 from crishim.model.sandbox import ProfileType, SecurityProfile
-from crishim.spec.capabilities import capability_sets
+from crishim.spec.capabilities import capability_sets, default_of
 from crishim.spec.facts import NodeAbilities, ResolvedUser, Users
 from crishim.spec.seccomp import runtime_default
 
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -34,9 +37,11 @@ def arguments(config: ContainerConfig, image: ImageConfig) -> tuple[str, ...]:
     return args
 
 
-def environment(config: ContainerConfig, image: ImageConfig, hostname: str, home: str) -> tuple[str, ...]:
+def environment(
+    config: ContainerConfig, image: ImageConfig, hostname: str, home: str, defaults: Mapping[str, str] = _NOTHING
+) -> tuple[str, ...]:
     """NAME=value entries, each name once: defaults, then the image's, then the pod's."""
-    merged = {"PATH": DEFAULT_PATH}
+    merged = {"PATH": DEFAULT_PATH, **defaults}
     if hostname:
         merged["HOSTNAME"] = hostname
     if config.tty:
@@ -85,12 +90,20 @@ def reported_user(user: User) -> ContainerUser:
     return ContainerUser(user.uid, user.gid, user.additional_groups)
 
 
-def localhost_profile(profile: SecurityProfile | None, privileged: bool) -> str | None:
+def seccomp_profile(security: ContainerSecurity, handler: Handler = PLAIN) -> SecurityProfile | None:
+    """The profile that counts: the container's, or what its runtime handler gives to those that name none."""
+    if security.seccomp is None and handler.unset_seccomp_profile == "runtime/default":
+        return SecurityProfile(ProfileType.RUNTIME_DEFAULT)
+    return security.seccomp
+
+
+def localhost_profile(security: ContainerSecurity, handler: Handler = PLAIN) -> str | None:
     """Path of the seccomp profile that has to be read for `container_process`, None when none has.
 
     A relative one is meant below the profile directory of the node.
     """
-    if profile is None or privileged:
+    profile = seccomp_profile(security, handler)
+    if profile is None or security.privileged:
         return None
     if profile.type is not ProfileType.LOCALHOST:
         if profile.localhost_ref:
@@ -98,7 +111,7 @@ def localhost_profile(profile: SecurityProfile | None, privileged: bool) -> str 
                 f"linux.security_context.seccomp.localhost_ref: {profile.localhost_ref!r} is given, but the type is"
                 f" {profile.type.name}"
             )
-        return None
+        return (handler.seccomp_profile or None) if profile.type is ProfileType.RUNTIME_DEFAULT else None
     path = profile.localhost_ref.removeprefix("localhost/")
     if not path or ".." in path.split("/") or "\0" in path:
         raise InvalidSpec(f"linux.security_context.seccomp.localhost_ref: {path!r} is not a path")
@@ -113,26 +126,29 @@ def container_process(
     node: NodeAbilities,
     hostname: str,
     localhost_filter: bytes | None,
+    handler: Handler = PLAIN,
 ) -> ProcessSpec:
     """The init process. `localhost_filter` is the compiled profile that `localhost_profile` names.
+
+    handler: what the runtime handler adds where the request leaves it open.
 
     InvalidSpec names the field that cannot be honoured, Unsupported what this node lacks.
     """
     security = config.security
     who, home = user(security, image, users)
-    capabilities = capability_sets(security, node.capabilities)
+    capabilities = capability_sets(security, node.capabilities, default_of(handler))
     return ProcessSpec(
         args=arguments(config, image),
-        env=environment(config, image, hostname, home),
+        env=environment(config, image, hostname, home, handler.env),
         user=who,
         cwd=_working_dir(config, image),
         capabilities=capabilities,
-        apparmor_profile=_apparmor(security, node),
-        no_new_privileges=security.no_new_privs,
+        apparmor_profile=_apparmor(security, node, handler.apparmor_profile),
+        no_new_privileges=security.no_new_privs or (handler.no_new_privileges and not security.privileged),
         terminal=config.tty,
         init=True,
-        oom_score_adj=config.resources.oom_score_adj,
-        seccomp=_filter(security, capabilities.bounding, node, localhost_filter),
+        oom_score_adj=_oom_score_adj(config, handler),
+        seccomp=_filter(security, capabilities.bounding, node, localhost_filter, handler),
     )
 
 
@@ -153,19 +169,32 @@ def _working_dir(config: ContainerConfig, image: ImageConfig) -> str:
     return path
 
 
+def _oom_score_adj(config: ContainerConfig, handler: Handler) -> int | None:
+    """Not below what the runtime handler allows; unset is 0."""
+    asked = config.resources.oom_score_adj
+    return handler.min_oom_score_adj if (asked or 0) < handler.min_oom_score_adj else asked
+
+
 def _filter(
-    security: ContainerSecurity, bounding: frozenset[str], node: NodeAbilities, localhost: bytes | None
+    security: ContainerSecurity,
+    bounding: frozenset[str],
+    node: NodeAbilities,
+    localhost: bytes | None,
+    handler: Handler,
 ) -> bytes | None:
-    if security.privileged or security.seccomp is None or security.seccomp.type is ProfileType.UNCONFINED:
+    profile = seccomp_profile(security, handler)
+    if security.privileged or profile is None or profile.type is ProfileType.UNCONFINED:
         return None
-    if security.seccomp.type is ProfileType.LOCALHOST:
+    if profile.type is ProfileType.LOCALHOST or handler.seccomp_profile:
         return localhost
     return runtime_default(bounding, node.kernel, node.machine)
 
 
-def _apparmor(security: ContainerSecurity, node: NodeAbilities) -> str | None:
+def _apparmor(security: ContainerSecurity, node: NodeAbilities, default: str) -> str | None:
     profile = security.apparmor
-    if profile is None or profile.type is ProfileType.UNCONFINED:
+    if profile is None:
+        return default or None if node.apparmor and not security.privileged else None
+    if profile.type is ProfileType.UNCONFINED:
         return None
     if not node.apparmor:
         raise Unsupported(
@@ -173,4 +202,4 @@ def _apparmor(security: ContainerSecurity, node: NodeAbilities) -> str | None:
         )
     if profile.type is ProfileType.LOCALHOST:
         return profile.localhost_ref.removeprefix("localhost/")
-    return None
+    return default or None if not security.privileged else None

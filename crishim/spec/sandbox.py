@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from crishim.errors import InvalidSpec, Unsupported
+from crishim.model.handler import PLAIN, Handler
 from crishim.model.sandbox import Dns, NamespaceMode, SandboxConfig
 
 _SYSCTL = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[A-Za-z0-9][A-Za-z0-9_-]*)+")
@@ -33,8 +34,11 @@ class SandboxPlan:
     sysctls: Mapping[str, str]
 
 
-def sandbox_plan(config: SandboxConfig) -> SandboxPlan:
-    """The plan of a sandbox. InvalidSpec names the field and value that cannot be honoured."""
+def sandbox_plan(config: SandboxConfig, handler: Handler = PLAIN) -> SandboxPlan:
+    """The plan of a sandbox, with the defaults of its runtime handler.
+
+    InvalidSpec names the field and value that cannot be honoured.
+    """
     options = config.security.namespaces
     where = "config.linux.security_context.namespace_options"
     for field, mode in (("network", options.network), ("ipc", options.ipc)):
@@ -49,10 +53,14 @@ def sandbox_plan(config: SandboxConfig) -> SandboxPlan:
             f"config.linux.security_context.run_as_group: {config.security.run_as_group} needs run_as_user"
         )
     own_network = options.network is NamespaceMode.POD
-    sysctls = checked_sysctls(config.sysctls, own_network=own_network, own_ipc=options.ipc is NamespaceMode.POD)
+    own_ipc = options.ipc is NamespaceMode.POD
+    sysctls = {
+        **_owned(handler.sysctls, own_network=own_network, own_ipc=own_ipc),
+        **checked_sysctls(config.sysctls, own_network=own_network, own_ipc=own_ipc),
+    }
     return SandboxPlan(
         network=own_network,
-        ipc=options.ipc is NamespaceMode.POD,
+        ipc=own_ipc,
         uts=own_network,
         shared_pid=options.pid is NamespaceMode.POD,
         hostname=config.hostname if own_network and config.hostname else None,
@@ -60,16 +68,28 @@ def sandbox_plan(config: SandboxConfig) -> SandboxPlan:
     )
 
 
-def checked_sysctls(sysctls: Mapping[str, str], *, own_network: bool, own_ipc: bool) -> dict[str, str]:
-    """Keys with dots, all of them in namespaces of the pod's own.
+def _owned(sysctls: Mapping[str, str], *, own_network: bool, own_ipc: bool) -> dict[str, str]:
+    """Those defaults whose namespace is the pod's own; the others would change the host."""
+    dotted = {_dotted(key): value for key, value in sysctls.items()}
+    return {key: value for key, value in dotted.items() if (own_ipc if _IPC_KEYS.fullmatch(key) else own_network)}
+
+
+def _dotted(key: str) -> str:
+    return key.replace("/", ".") if "/" in key else key
+
+
+def checked_sysctls(
+    sysctls: Mapping[str, str], *, own_network: bool, own_ipc: bool, where: str = "config.linux.sysctls"
+) -> dict[str, str]:
+    """Keys with dots, all of them in namespaces of the pod's own. InvalidSpec names the one at fault, below `where`.
 
     A key of a namespace that the pod shares with the host would change the host (CVE-2022-0532); a value with a control
     character could say more than one thing (CVE-2022-0811).
     """
     checked: dict[str, str] = {}
     for key, value in sysctls.items():
-        field = f"config.linux.sysctls[{key!r}]"
-        dotted = key.replace("/", ".") if "/" in key else key
+        field = f"{where}[{key!r}]"
+        dotted = _dotted(key)
         if not _SYSCTL.fullmatch(dotted):
             raise InvalidSpec(f"{field}: it is not the name of a sysctl")
         if not value or any(char < " " and char != "\t" for char in value) or "=" in value:

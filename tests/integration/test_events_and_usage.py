@@ -60,7 +60,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("node")
     profiles = directory / "profiles"
     profiles.mkdir()
-    containers = f'seccomp_profile_dir = "{profiles}"\nruntime_handlers = ["crishim", "fast"]'
+    containers = f'seccomp_profile_dir = "{profiles}"\n\n[runtimes.fast]'
     server = Server(directory / "server", config=f"[containers]\n{containers}\n")
     try:
         server.start()

@@ -50,12 +50,31 @@ class Server:
         self._network = network
         self._config = directory / "config.toml"
         self.logs.mkdir(parents=True)
-        self._config.write_text(f'[network.bridge]\nsubnets = ["{SUBNET}"]\n{config}')
+        self.configure(config)
         self.process: subprocess.Popen[bytes] | None = None
         self._client: Client | None = None
         #: holds the network namespace over restarts of the server
         self._holder: subprocess.Popen[bytes] | None = None
         self.errors = directory / "stderr"
+
+    def configure(self, config: str) -> None:
+        """Write the configuration file: what every server of tests has, and `config`."""
+        self._config.write_text(f'[network.bridge]\nsubnets = ["{SUBNET}"]\n{config}')
+
+    def drop_in(self, name: str) -> Path:
+        """Path of a drop-in file of the configuration; its directory is there."""
+        directory = Path(f"{self._config}.d")
+        directory.mkdir(exist_ok=True)
+        return directory / name
+
+    def reread(self) -> str:
+        """What the server's log says about reading its configuration again."""
+        assert self.process is not None
+        before = self.errors.stat().st_size
+        self.process.send_signal(signal.SIGHUP)
+        ends = (b"was read again", b"stays as it was")
+        wait_until(lambda: any(self._said(before, end) for end in ends), "a configuration read again")
+        return wait_until(lambda: text if (text := self.errors.read_text()[before:]).endswith("\n") else "", "a line")
 
     @property
     def client(self) -> Client:

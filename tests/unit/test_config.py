@@ -55,8 +55,9 @@ def test_the_documented_defaults_are_the_defaults() -> None:
     assert load(None, told) == Config()
 
 
-def test_the_documented_example_is_valid(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```toml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+def test_the_documented_examples_are_valid(tmp_path: Path) -> None:
+    example, handlers = re.findall(r"```toml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert list(load(write(tmp_path, handlers)).runtimes) == ["crishim", "strict", "build"]
     found = load(write(tmp_path, example))
     assert found.server.metrics == Address("0.0.0.0", 9477)
     assert found.network.bridge.subnets == (
@@ -140,7 +141,7 @@ def test_sizes_have_units() -> None:
         ("cgroups.parent", "a/../../b", "is not a cgroup path"),
         ("limits.exec_output_bytes", "16 MiB", "is not a size from 1024 to 16711680 bytes"),
         ("limits.rlimits", {"OPENFILES": [1, 2]}, 'limits.rlimits: "OPENFILES" is not one of AS, CORE'),
-        ("limits.rlimits", {"NOFILE": [2, 1]}, 'limits.rlimits."NOFILE": [2, 1] is not a soft limit'),
+        ("limits.rlimits", {"NOFILE": [2, 1]}, "limits.rlimits.NOFILE: [2, 1] is not a soft limit"),
         ("limits.rlimits", {"NOFILE": [-1, 1]}, "a hard limit not below it"),
         ("limits.rlimits", {"NOFILE": [1]}, "a hard limit not below it"),
         ("containers.missing_host_path", "ignore", "is not one of create, reject"),

@@ -52,6 +52,12 @@ class CniNetwork:
         self._status = Readiness(True)
         self._status_at: float | None = None
 
+    def configure(self, conf_dir: Path, bin_dirs: Sequence[Path]) -> None:
+        """Other directories for calls from now on; what is attached keeps the network that it was attached to."""
+        self._bin_dirs = tuple(bin_dirs)
+        if conf_dir != self._conf_dir:
+            self._conf_dir, self._signature = conf_dir, None
+
     async def open(self) -> None:
         self._reload()
 

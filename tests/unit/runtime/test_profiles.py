@@ -9,6 +9,7 @@ import pytest
 
 from crishim.errors import InvalidSpec
 from crishim.runtime.profiles import SeccompProfiles
+from crishim.runtime.settings import Settings
 from crishim.spec.facts import NodeAbilities
 
 NODE = NodeAbilities(kernel=(6, 1), machine="x86_64", capabilities=frozenset(), apparmor=False)
@@ -24,7 +25,9 @@ def directory(tmp_path: Path) -> Path:
 
 
 def compiled(directory: Path, path: str) -> bytes:
-    return SeccompProfiles(NODE, str(directory)).compiled(path, frozenset())
+    return SeccompProfiles(Settings(NODE, "/s", "/r", "/c", "n", seccomp_profile_dir=str(directory))).compiled(
+        path, frozenset()
+    )
 
 
 def test_a_profile_is_found_by_its_relative_and_its_absolute_path(directory: Path) -> None:

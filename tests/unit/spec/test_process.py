@@ -139,13 +139,13 @@ def test_the_filter_is_chosen_by_the_profile() -> None:
 
 def test_a_localhost_profile_loses_its_prefix_and_may_not_climb() -> None:
     profile = SecurityProfile(ProfileType.LOCALHOST, "localhost//profiles/x.json")
-    assert process.localhost_profile(profile, privileged=False) == "/profiles/x.json"
-    assert process.localhost_profile(profile, privileged=True) is None
+    assert process.localhost_profile(ContainerSecurity(seccomp=profile)) == "/profiles/x.json"
+    assert process.localhost_profile(ContainerSecurity(seccomp=profile, privileged=True)) is None
     for reference in ("", "../x", "a/../../x"):
         with pytest.raises(InvalidSpec, match="localhost_ref"):
-            process.localhost_profile(SecurityProfile(ProfileType.LOCALHOST, reference), privileged=False)
+            process.localhost_profile(ContainerSecurity(seccomp=SecurityProfile(ProfileType.LOCALHOST, reference)))
     with pytest.raises(InvalidSpec, match="RUNTIME_DEFAULT"):
-        process.localhost_profile(SecurityProfile(localhost_ref="/x"), privileged=False)
+        process.localhost_profile(ContainerSecurity(seccomp=SecurityProfile(localhost_ref="/x")))
 
 
 def test_apparmor_needs_a_node_that_has_it() -> None:

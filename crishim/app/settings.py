@@ -1,0 +1,75 @@
+"""From the configuration to what the use cases are configured with, checked against the node."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from crishim.config import Config
+from crishim.errors import InvalidSpec, Unsupported
+from crishim.executor.client import Executor
+from crishim.model.handler import Handler
+from crishim.model.node import CgroupDriver
+from crishim.runtime.settings import Settings
+from crishim.spec.capabilities import KNOWN
+from crishim.spec.facts import NodeAbilities
+from crishim.spec.sandbox import checked_sysctls
+
+
+def settings_of(config: Config, executor: Executor) -> Settings:
+    """What the use cases are configured with. InvalidSpec and Unsupported name the key that cannot be honoured."""
+    if config.cgroups.driver == "systemd":
+        raise Unsupported('cgroups.driver: "systemd" is not supported by this version; use "cgroupfs"')
+    node = executor.node
+    abilities = NodeAbilities(
+        kernel=node.kernel,
+        machine=node.machine,
+        capabilities=node.capabilities,
+        apparmor=os.path.exists("/sys/kernel/security/apparmor/profiles"),
+        recursive_read_only=node.recursive_read_only,
+    )
+    delegated = executor.hierarchy.mode == "v2" and is_delegated(config.cgroups.root)
+    for name, handler in config.runtimes.items():
+        check_handler(f"runtimes.{name}", handler, abilities, delegated=delegated)
+    return Settings(
+        node=abilities,
+        state_dir=str(config.server.state),
+        root_dir=str(config.server.root),
+        cgroup_root=config.cgroup_root,
+        netns_prefix="crishim" if config.instance == "default" else f"crishim-{config.instance}",
+        cgroup_driver=CgroupDriver.CGROUPFS,
+        network_mode=config.network.mode,
+        handlers=config.runtimes,
+        default_handler=config.containers.default_runtime_handler,
+        make_missing_sources=config.containers.missing_host_path == "create",
+        rlimits=config.limits.rlimits,
+        exec_output_bytes=config.limits.exec_output_bytes,
+        seccomp_profile_dir=str(config.containers.seccomp_profile_dir),
+        sandbox_grace_s=config.stop.sandbox_grace_s,
+        kill_wait_s=config.stop.kill_wait_s,
+    )
+
+
+def check_handler(where: str, handler: Handler, node: NodeAbilities, *, delegated: bool) -> None:
+    """InvalidSpec or Unsupported names the option of a runtime handler that this node cannot honour.
+
+    delegated: the kernel guards the limits of a cgroup from processes in its namespace.
+    """
+    for index, name in enumerate(handler.capabilities or ()):
+        if name not in KNOWN:
+            raise InvalidSpec(f"{where}.capabilities[{index}]: {name!r} is not a capability")
+    checked_sysctls(handler.sysctls, own_network=True, own_ipc=True, where=f"{where}.sysctls")
+    if handler.apparmor_profile and not node.apparmor:
+        raise Unsupported(f"{where}.apparmor_profile: {handler.apparmor_profile!r}: this node has no AppArmor")
+    if handler.cgroup_writable and not delegated:
+        # elsewhere a container could lift its own limits
+        raise Unsupported(f"{where}.cgroup_writable: it needs cgroup v2 mounted with nsdelegate, as systemd does")
+
+
+def is_delegated(root: Path) -> bool:
+    """Whether cgroup v2 is mounted at `root` so that a cgroup namespace is a border (cgroups(7), nsdelegate)."""
+    for line in Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        _, place, kind, options, *_ = line.split(" ")
+        if place == str(root) and kind == "cgroup2":
+            return "nsdelegate" in options.split(",")
+    return False
