@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.bench import seccomp as profiles
 from tests.bench.measure import Sample, children_cpu_s, repeat
 from tests.e2e import tools
+from tests.support.observer import profiles
 
 #: what `runc spec` hides and write-protects
 MASKED_PATHS = (
@@ -89,7 +89,7 @@ class Peer:
         spec["linux"] |= {"maskedPaths": list(MASKED_PATHS), "readonlyPaths": list(READONLY_PATHS)}
         spec["linux"].pop("seccomp", None)
         if self._seccomp:
-            spec["linux"]["seccomp"] = profiles.profile()
+            spec["linux"]["seccomp"] = profiles.runtime_default(frozenset(), os.uname().machine)
         config.write_text(json.dumps(spec))
 
     def _call_in_bundle(self, word: str) -> None:
