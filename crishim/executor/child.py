@@ -137,9 +137,7 @@ def open_console(bind: bool, width: int, height: int) -> None:
     if width and height:
         fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
     if bind:
-        root = jail.open_root()
-        console = fs.make_file_in_root(root, b"/dev/console")
-        os.close(root)
+        console = _open_console_target()
         jail.clone_onto(peer, console)
         os.close(console)
     sender = socket(fileno=_report)
@@ -151,6 +149,21 @@ def open_console(bind: bool, width: int, height: int) -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     if peer > 2:
         os.close(peer)
+
+
+def _open_console_target() -> int:
+    """/dev/console, made when it is missing and never a link, which could hide any other file behind the terminal."""
+    root = jail.open_root()
+    dev = fs.make_directories_in_root(root, b"/dev")
+    os.close(root)
+    try:
+        try:
+            return fs.openat2(dev, b"console", os.O_PATH, 0, fs.RESOLVE_NO_SYMLINKS)
+        except FileNotFoundError:
+            os.close(os.open("console", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=dev))
+            return fs.openat2(dev, b"console", os.O_PATH, 0, fs.RESOLVE_NO_SYMLINKS)
+    finally:
+        os.close(dev)
 
 
 # -- the end, the same for init and exec -------------------------------------------------------------------------------

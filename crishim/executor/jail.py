@@ -24,6 +24,8 @@ _MASK_OPTIONS: tuple[tuple[bytes, bytes | None], ...] = (
 detail = b""
 _shm: dict[int, int] = {}
 _host_root = -1
+#: device numbers of the container's procfs mounts
+_procs: list[int] = []
 
 
 def take_shm(index: int) -> None:
@@ -88,6 +90,14 @@ def _directory(path: bytes) -> int:
         os.close(root)
 
 
+def _spare_proc(place: int) -> None:
+    """EPERM for a place on procfs, where a link of the image has led (CVE-2019-16884): what lies there is relied on."""
+    global detail
+    if os.fstat(place).st_dev in _procs:
+        detail = b"it is inside of /proc, which cannot be mounted over"
+        raise OSError(errno.EPERM, "on procfs")
+
+
 def attach(tree: int, target: bytes, is_file: bool) -> None:
     """Attach a prepared tree at `target`, which is made when it is missing."""
     root = open_root()
@@ -95,6 +105,7 @@ def attach(tree: int, target: bytes, is_file: bool) -> None:
         place = fs.make_file_in_root(root, target) if is_file else fs.make_directories_in_root(root, target)
     finally:
         os.close(root)
+    _spare_proc(place)
     mount.move_mount(tree, place)
     os.close(place)
     os.close(tree)
@@ -118,10 +129,13 @@ def mount_filesystem(kind: bytes, target: bytes, options: tuple[bytes, ...], set
             place = fs.openat2(root, target, _ROOT_FLAGS, 0, fs.RESOLVE_IN_ROOT | fs.RESOLVE_NO_SYMLINKS)
         else:
             place = fs.make_directories_in_root(root, target)
+            _spare_proc(place)
     finally:
         os.close(root)
     pairs = tuple((key, value if mark else None) for key, mark, value in (item.partition(b"=") for item in options))
     made = mount.new_mount(kind, pairs, set_)
+    if kind == b"proc":
+        _procs.append(os.fstat(made).st_dev)
     mount.move_mount(made, place)
     os.close(made)
     os.close(place)
