@@ -117,13 +117,24 @@ def set_io_priority(value: int) -> None:
     process.ioprio_set(value)
 
 
+def set_memory_policy(mode: int, nodes: bytes) -> None:
+    """set_mempolicy(2): mode with its flags; nodes is a bit mask, a multiple of 8 bytes long."""
+    process.set_mempolicy(mode, nodes)
+
+
+def set_personality(domain: int) -> None:
+    """personality(2)."""
+    process.personality(domain)
+
+
 # -- the terminal ----------------------------------------------------------------------------------------------------
 
 
-def open_console(bind: bool, width: int, height: int) -> None:
+def open_console(bind: bool, width: int, height: int, owner: int) -> None:
     """A pseudo terminal of the container's devpts as stdin, stdout and stderr; its master goes to the report's reader.
 
-    The peer comes from the verified master, never from a path (CVE-2025-52565); with `bind` it is /dev/console too.
+    It belongs to the process's user, who may open it again by its name. The peer comes from the verified master, never
+    from a path (CVE-2025-52565); with `bind` it is /dev/console too.
     """
     place = os.open("/dev/pts/ptmx", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     if not fs.is_device(place, 5, 2) or os.fstat(place).st_ino != 2:
@@ -134,6 +145,8 @@ def open_console(bind: bool, width: int, height: int) -> None:
     peer = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     if os.major(os.fstat(peer).st_rdev) != _DEVPTS_MAJOR:
         raise OSError(errno.ENODEV, "not a terminal of devpts")
+    if owner:
+        os.fchown(peer, owner, -1)
     if width and height:
         fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
     if bind:

@@ -218,6 +218,7 @@ class Executor:
         StartFailed when the container's cgroup is gone, Unavailable while there is no zygote.
         """
         body = value.process_value(spec.process)
+        body["container_id"] = spec.container_id.encode()
         if self._connection is None:
             raise Unavailable("the executor is not open")
         flags = 0

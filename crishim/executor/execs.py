@@ -101,7 +101,10 @@ def start(message: Message, own_pid_namespace: int, proc: int, privileges: Privi
             opened[b"procs:%d" % index] = ours[-1]
         high = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, 10)
         ours.append(high)
-        program = lower(plan.exec_steps(value, opened, value["namespaces"]), privileges, high)  # type: ignore[arg-type]
+        namespaces: int = value["namespaces"]  # type: ignore[assignment]
+        if namespaces & process.CLONE_NEWUSER:
+            privileges = privileges.in_user_namespace()
+        program = lower(plan.exec_steps(value, opened, namespaces), privileges, high)
         pid, pidfd = clone_into(target if value["join_pid"] else -1, own_pid_namespace, cgroup)
         if pid == 0:
             child.run(program, high)

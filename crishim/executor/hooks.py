@@ -66,6 +66,12 @@ class Hooks:
         """Whether one wants to run before the root is entered."""
         return any(stage in self.stages for stage in EARLY)
 
+    def refuse_in_user_namespace(self) -> None:
+        """A starter that joined one has no rights left on the host to run a hook with; StepFailed names the stage."""
+        for stage in self.stages:
+            if stage != b"poststop":
+                raise StepFailed(f"a {stage.decode()} hook cannot run for a container in a user namespace")
+
     def run(self, stage: bytes, pid: int = 0, target: int = -1, namespaces: int = 0) -> None:
         """Run the hooks of a stage; StepFailed tells the first that fails.
 
@@ -96,7 +102,7 @@ class Hooks:
         for index, hook in enumerate(self.stages.get(b"startContainer", ())):
             what = f'startContainer hook {index} "{hook[0].decode("utf-8", "replace")}"'
             value = dict(container["process"])  # type: ignore[call-overload]
-            value.update(args=hook[1], terminal=False)
+            value.update(args=hook[1], terminal=False, container_id=container["id"])
             if hook[2] is not None:
                 value["env"] = hook[2]
             state = _state_file(self._state(b"startContainer", self._inner_pid(pid)))

@@ -23,6 +23,7 @@ _MASK_OPTIONS: tuple[tuple[bytes, bytes | None], ...] = (
 #: what a step with several objects is at, for the report of its failure
 detail = b""
 _shm: dict[int, int] = {}
+_made: dict[int, int] = {}
 _host_root = -1
 #: device numbers of the container's procfs mounts
 _procs: list[int] = []
@@ -31,6 +32,33 @@ _procs: list[int] = []
 def take_shm(index: int) -> None:
     """A copy of the pod's /dev/shm, which the seed namespace holds at /shm, before the pivot drops that namespace."""
     _shm[index] = mount.open_tree(fs.AT_FDCWD, b"/shm", mount.OPEN_TREE_CLONE)
+
+
+def show(view: int, place: bytes) -> None:
+    """Attach a proc or sysfs of the host in the seed, for a moment.
+
+    In a mount namespace that a user namespace owns, the kernel mounts a new proc or sysfs only where an old one is
+    already seen whole (`mount_too_revealing` of its fs/namespace.c), and our seed has none.
+    """
+    directory = os.open(place, _ROOT_FLAGS | os.O_CLOEXEC)
+    mount.move_mount(view, directory)
+    os.close(directory)
+    os.close(view)
+
+
+def make_filesystem(index: int, kind: bytes, options: tuple[bytes, ...], set_: int) -> None:
+    """A new file system for `attach_filesystem`."""
+    _made[index] = mount.new_mount(kind, _pairs(options), set_)
+
+
+def hide(place: bytes) -> None:
+    """Take away what `show` attached: the container must not find the host's below its root."""
+    mount.umount2(place, mount.MNT_DETACH)
+
+
+def attach_filesystem(index: int, kind: bytes, target: bytes) -> None:
+    """Attach what `make_filesystem` made."""
+    _attach_made(_made[index], kind, target)
 
 
 def enter_root(root: int) -> None:
@@ -118,10 +146,16 @@ def attach_shm(index: int, target: bytes, set_: int, clear: int) -> None:
 
 
 def mount_filesystem(kind: bytes, target: bytes, options: tuple[bytes, ...], set_: int, clear: int) -> None:
-    """A new file system at `target`.
+    """A new file system at `target`."""
+    _attach_made(mount.new_mount(kind, _pairs(options), set_), kind, target)
 
-    proc and sysfs go only on plain directories: a link there would hide from us what we rely on (CVE-2019-19921).
-    """
+
+def _pairs(options: tuple[bytes, ...]) -> tuple[tuple[bytes, bytes | None], ...]:
+    return tuple((key, value if mark else None) for key, mark, value in (item.partition(b"=") for item in options))
+
+
+def _attach_made(made: int, kind: bytes, target: bytes) -> None:
+    """proc and sysfs go only on plain directories: a link there would hide from us what we rely on (CVE-2019-19921)."""
     root = open_root()
     try:
         if kind in (b"proc", b"sysfs"):
@@ -132,8 +166,6 @@ def mount_filesystem(kind: bytes, target: bytes, options: tuple[bytes, ...], set
             _spare_proc(place)
     finally:
         os.close(root)
-    pairs = tuple((key, value if mark else None) for key, mark, value in (item.partition(b"=") for item in options))
-    made = mount.new_mount(kind, pairs, set_)
     if kind == b"proc":
         _procs.append(os.fstat(made).st_dev)
     mount.move_mount(made, place)
@@ -163,7 +195,7 @@ def mount_cgroups(target: bytes, set_: int, trees: tuple[tuple[bytes, int], ...]
 
 
 def make_devices(nodes: tuple[tuple[bytes, bytes, int, int, int, int, int], ...]) -> None:
-    """Device nodes and links on the fresh tmpfs of /dev: (path, kind, major, minor, mode, uid, gid)."""
+    """Device nodes on the fresh tmpfs of /dev: (path, kind, major, minor, mode, uid, gid)."""
     os.umask(0)
     dev = _directory(b"/dev")
     for path, kind, major, minor, mode, uid, gid in nodes:
@@ -182,6 +214,18 @@ def make_devices(nodes: tuple[tuple[bytes, bytes, int, int, int, int, int], ...]
         if parent != dev:
             os.close(parent)
     os.umask(0o022)
+    os.close(dev)
+
+
+def bind_devices(nodes: tuple[tuple[bytes, int], ...]) -> None:
+    """Nodes of the host, verified when they were opened: (path, tree)."""
+    for path, tree in nodes:
+        attach(tree, path, True)
+
+
+def link_devices() -> None:
+    """The links that every /dev has."""
+    dev = _directory(b"/dev")
     for link, target in (
         (b"fd", b"/proc/self/fd"),
         (b"stdin", b"/proc/self/fd/0"),

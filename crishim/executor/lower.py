@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 
+from crishim.linux import process
 from crishim.linux.syscall import number
 
 TYPE_CHECKING = False
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     Instruction = tuple[int, "str | None", tuple[object, ...], int]
 
 _EACCES = 13
+_ENOSYS = 38
+_KEYCTL_JOIN_SESSION_KEYRING, _KEYCTL_SETPERM = 1, 5
+_SESSION_KEYRING = -3
+#: everything to who possesses it; to its user view, read, link and, for execs that join by its name, search
+_KEYRING_PERMISSIONS = 0x3F1B0000
 _O_CLOEXEC = 0o2000000
 _CAPSET_HEADER = struct.pack("=Ii", 0x20080522, 0)
 
@@ -26,6 +32,7 @@ _PRCTL = number("prctl")
 _CAPSET = number("capset")
 _CHDIR = number("chdir")
 _CLOSE_RANGE = number("close_range")
+_KEYCTL = number("keyctl")
 _DUP3 = number("dup3")
 _SETGROUPS = number("setgroups")
 _SETNS = number("setns")
@@ -49,6 +56,10 @@ class Privileges:
         self.bounding = bounding
         self.permitted = permitted
 
+    def in_user_namespace(self) -> Privileges:
+        """Those of a process that joined a user namespace of ours: every capability that the kernel has."""
+        return Privileges(process.all_capabilities(), process.all_capabilities())
+
 
 def lower(steps: list[Step], privileges: Privileges, report: int) -> list[Instruction]:
     """Instructions of a plan. `report` is the descriptor of the report socket, above every standard descriptor."""
@@ -69,6 +80,13 @@ def _calls(step: Step, privileges: Privileges, report: int) -> list[tuple[tuple[
     name = step[0]
     if name == "join_cgroup":
         return [((_WRITE, step[1], b"0", 1), 0)]
+    if name == "become_root":
+        return [((_SETGROUPS, 0, None), 0), ((_SETRESGID, 0, 0, 0), 0), ((_SETRESUID, 0, 0, 0), 0)]
+    if name == "join_keyring":
+        calls: list[tuple[tuple[object, ...], int]] = [((_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, step[1]), _ENOSYS)]
+        if step[2]:
+            calls.append(((_KEYCTL, _KEYCTL_SETPERM, _SESSION_KEYRING, _KEYRING_PERMISSIONS), _ENOSYS))
+        return calls
     if name == "new_session":
         return [((_SETSID,), 0)]
     if name == "set_dumpable":

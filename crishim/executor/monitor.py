@@ -15,7 +15,7 @@ from _socket import AF_UNIX, SO_PEERCRED, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQP
 
 from crishim.cgroups import effects
 from crishim.cgroups.hierarchy import Hierarchy
-from crishim.executor import podinit, records, starter, wire
+from crishim.executor import podinit, records, starter, userns, wire
 from crishim.executor.init import InitProcess
 from crishim.executor.loop import Loop
 from crishim.executor.lower import Privileges
@@ -51,6 +51,8 @@ class Monitor:
         #: reaper of a shared PID namespace: (pid, pidfd), or None
         self.pod_init: tuple[int, int] | None = None
         self._pod_init_is_dead = False
+        #: of the pod, None when it has the host's
+        self.user: userns.UserNamespace | None = None
         self.netns_pin: bytes | None = None
         #: descriptors of the namespaces that we left, by clone flag: hooks run there
         self.home: dict[int, int] = {}
@@ -71,7 +73,9 @@ class Monitor:
             if pod[key]:
                 wanted |= flag
                 self.home[flag] = os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        if wanted:
+        if pod["uid_map"]:
+            self.user = userns.make(pod["uid_map"], pod["gid_map"], wanted)  # type: ignore[arg-type]
+        elif wanted:
             process.unshare(wanted)
         if wanted & process.CLONE_NEWNET:
             net.set_link_up(b"lo")
@@ -85,13 +89,11 @@ class Monitor:
         for key, value in sysctls.items():
             _write_sysctl(key, value)
         if wanted & process.CLONE_NEWIPC:
-            self.seed = make_pod_seed(self.seed, pod["shm_bytes"])  # type: ignore[arg-type]
+            root = (0, 0) if self.user is None else (self.user.host_uid(0), self.user.host_gid(0))
+            self.seed = make_pod_seed(self.seed, pod["shm_bytes"], *root)  # type: ignore[arg-type]
         if pod["shared_pid"]:
-            from_seed = self.seed.clone(process.CLONE_NEWNS | process.CLONE_NEWPID)
-            if from_seed[0] == 0:
-                podinit.run()
-            self.pod_init = from_seed
-            self.loop.watch(from_seed[1], self._pod_init_died)
+            self.pod_init = podinit.start(self.seed, self.user)
+            self.loop.watch(self.pod_init[1], self._pod_init_died)
         self._listen()
 
     def _pin_netns(self, path: object) -> None:

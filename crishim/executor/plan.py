@@ -25,6 +25,10 @@ NAMESPACE_FLAGS = {
     b"time": 0x80,
 }
 
+#: the pod's user namespace is joined and clocks are set by the starter, before the clone; that of cgroups is made by
+#: the child, or its root would be the monitor's cgroup
+NOT_BY_CLONE = (b"user", b"time", b"cgroup")
+
 #: mount flags by name to (bits to set, bits to clear, recursive) of mount_setattr(2)
 MOUNT_FLAGS = {
     b"ro": (0x1, 0, False),
@@ -42,6 +46,9 @@ MOUNT_FLAGS = {
     b"nodiratime": (0x80, 0, False),
     b"nosymfollow": (0x200000, 0, False),
 }
+
+#: file systems that show what the kernel knows of a PID or network namespace
+_VIEWS = (b"proc", b"sysfs")
 
 _PROPAGATION = {b"rprivate": 1 << 18, b"rslave": 1 << 19, b"rshared": 1 << 20}
 
@@ -132,15 +139,20 @@ def init_steps(container: dict[str, object], opened: dict[bytes, int]) -> list[S
 
     container: the value of a ContainerSpec (`value.py`); opened: descriptors by role, as `prepare.py` names them:
     b"root" the root mount, b"mount:N" the source of mount N, b"ns:KIND" a namespace to join, b"procs:N" a
-    cgroup.procs file to write.
+    cgroup.procs file to write, b"user" the user namespace that the process is born in.
     """
     process = container["process"]
     assert isinstance(process, dict)
     steps: list[Step] = [("set_dumpable", 0)]
     steps += [("join_cgroup", fd) for role, fd in opened.items() if role.startswith(b"procs:")]
     steps.append(("new_session",))
-    steps += _early(process, opened)
-    steps += [("join_namespace", fd, 0) for role, fd in opened.items() if role.startswith(b"ns:")]
+    inside = b"user" in opened
+    if inside:
+        steps.append(("become_root",))
+    else:
+        steps += early_steps(process, opened)
+    steps += [("join_namespace", opened[role], 0) for role in (b"ns:mnt", b"ns:cgroup") if role in opened]
+    steps.append(("join_keyring", b"_ses." + container["id"], True))  # type: ignore[operator]
     if b"cgroup" in container["new_namespaces"]:  # type: ignore[operator]
         # after the join, or the root of the new namespace would be the monitor's cgroup
         steps.append(("unshare", NAMESPACE_FLAGS[b"cgroup"]))
@@ -150,6 +162,8 @@ def init_steps(container: dict[str, object], opened: dict[bytes, int]) -> list[S
     for index, mount in enumerate(mounts):
         if mount["kind"] == b"shm":  # the pod's, attached in the seed, which the root will cover
             steps.append(("hold_shm", index, opened[b"shm:%d" % index]) if on_host else ("take_shm", index))
+    if inside:
+        steps += _views(mounts, opened)
     if on_host:
         steps.append(("enter_root_on_host", opened[b"root"], container["hooks"]["bundle"] + b"/rootfs"))  # type: ignore[index]
     else:
@@ -158,7 +172,7 @@ def init_steps(container: dict[str, object], opened: dict[bytes, int]) -> list[S
     if on_host:
         steps += [("await_hooks", 0), ("leave_host", opened[b"root"])]
     if process["terminal"]:
-        steps.append(("open_console", True, process["console_width"], process["console_height"]))
+        steps.append(("open_console", True, process["console_width"], process["console_height"], process["uid"]))
     steps += _finish_root(container)
     if b"uts" in container["new_namespaces"]:  # type: ignore[operator]
         if container["hostname"]:
@@ -189,16 +203,22 @@ def exec_steps(process: dict[str, object], opened: dict[bytes, int], namespaces:
     steps: list[Step] = [("set_dumpable", 0)]
     steps += [("join_cgroup", fd) for role, fd in opened.items() if role.startswith(b"procs:")]
     steps.append(("new_session",))
-    steps += _early(process, opened)
+    steps += early_steps(process, opened)
     if namespaces:
         steps.append(("join_namespace", opened[b"target"], namespaces))
+    if namespaces & NAMESPACE_FLAGS[b"user"]:
+        steps.append(("become_root",))
+    steps.append(("join_keyring", b"_ses." + process["container_id"], False))  # type: ignore[operator]
     if process["terminal"]:
-        steps.append(("open_console", False, process["console_width"], process["console_height"]))
+        steps.append(("open_console", False, process["console_width"], process["console_height"], process["uid"]))
     return steps + finish_steps(process, opened, init=False)
 
 
-def _early(process: dict[str, object], opened: dict[bytes, int]) -> list[Step]:
-    """What needs the host's /proc and privileges: limits, priorities, affinity."""
+def early_steps(process: dict[str, object], opened: dict[bytes, int]) -> list[Step]:
+    """What needs the host's /proc and privileges: limits, priorities, affinity.
+
+    Inherited by children: for a container in a user namespace the starter takes these steps before it joins that.
+    """
     steps: list[Step] = []
     if process["oom_score_adj"] is not None:
         steps.append(("set_oom_score_adj", opened[b"proc"], str(process["oom_score_adj"]).encode()))
@@ -210,7 +230,22 @@ def _early(process: dict[str, object], opened: dict[bytes, int]) -> list[Step]:
         steps.append(("set_scheduler", *process["scheduler"]))  # type: ignore[misc]
     if process["io_priority"] is not None:
         steps.append(("set_io_priority", process["io_priority"]))
+    if process["memory_policy"] is not None:
+        steps.append(("set_memory_policy", *process["memory_policy"]))  # type: ignore[misc]
     return steps
+
+
+def _views(mounts: list[dict[str, object]], opened: dict[bytes, int]) -> list[Step]:
+    """New proc and sysfs, made while those of the host can be seen: in a user namespace the kernel asks for that."""
+    made: list[Step] = [
+        ("make_filesystem", index, item["kind"], tuple(item["options"]), attributes(item["flags"])[0])  # type: ignore[arg-type]
+        for index, item in enumerate(mounts)
+        if item["kind"] in _VIEWS
+    ]
+    if not made:
+        return []
+    shown: list[Step] = [("show", opened[b"view:" + name], b"/" + name) for name in (b"proc", b"sys")]
+    return [*shown, *made, ("hide", b"/proc"), ("hide", b"/sys")]
 
 
 def _mount_steps(container: dict[str, object], mounts: list[dict[str, object]], opened: dict[bytes, int]) -> list[Step]:
@@ -229,14 +264,24 @@ def _mount_steps(container: dict[str, object], mounts: list[dict[str, object]], 
                 (role.split(b":", 2)[2], fd) for role, fd in opened.items() if role.startswith(b"cgroup:%d:" % index)
             )
             steps.append(("mount_cgroups", target, set_, trees))
+        elif kind in _VIEWS and b"user" in opened:
+            steps.append(("attach_filesystem", index, kind, target))
         else:
             steps.append(("mount_filesystem", kind, target, tuple(mount["options"]), set_, clear))  # type: ignore[arg-type]
         if target == b"/dev" and kind == b"tmpfs":
-            nodes = tuple(tuple(node) for node in container["device_nodes"])  # type: ignore[attr-defined]
-            steps.append(("make_devices", nodes))
+            steps.append(_devices(container, opened))
+            steps.append(("link_devices",))
         if target == b"/dev/pts" and kind == b"devpts":
             steps.append(("link_ptmx",))
     return steps
+
+
+def _devices(container: dict[str, object], opened: dict[bytes, int]) -> Step:
+    nodes = container["device_nodes"]
+    assert isinstance(nodes, list)
+    if b"user" in opened:  # nobody can make a node there
+        return ("bind_devices", tuple((node[0], opened[b"device:%d" % index]) for index, node in enumerate(nodes)))
+    return ("make_devices", tuple(tuple(node) for node in nodes))
 
 
 def _finish_root(container: dict[str, object]) -> list[Step]:
@@ -259,6 +304,8 @@ def finish_steps(
     umask = process["umask"]
     if umask is not None or init:
         steps.append(("set_umask", 0o022 if umask is None else umask))
+    if process["personality"] is not None:
+        steps.append(("set_personality", process["personality"]))
     steps.append(("set_stdio", tuple(opened[name] for name in (b"stdin", b"stdout", b"stderr")), process["terminal"]))
     extra = tuple(fd for role, fd in opened.items() if role.startswith(b"extra:"))
     nnp = bool(process["no_new_privileges"])
@@ -304,6 +351,9 @@ _SENTENCES = {
     "enter_root_on_host": "mounting the root file system in the bundle",
     "leave_host": "entering the root file system",
     "make_devices": "making the device nodes in /dev",
+    "bind_devices": "binding the device nodes in /dev",
+    "become_root": "becoming root in the user namespace",
+    "join_keyring": "joining a session keyring",
     "join_cgroup": "joining the cgroup",
     "join_namespace": "joining a namespace",
     "open_console": "opening the console",
@@ -326,7 +376,7 @@ def describe(step: Step, code: int, detail: bytes) -> str:
             hint = "no such file or directory" if "/" in command else "executable file not found in $PATH"
             return f'exec: "{command}": {hint}'
         return f'exec: "{command}": {why.lower()}'
-    if name in ("attach", "attach_shm", "mount_filesystem", "mount_cgroups"):
+    if name in ("attach", "attach_shm", "attach_filesystem", "mount_filesystem", "mount_cgroups"):
         target = next(item for item in step[1:] if isinstance(item, bytes) and item.startswith(b"/"))
         return f'mounting "{target.decode("utf-8", "replace")}": {why.lower()}{text and " (" + text + ")"}'
     if name in ("make_cwd", "enter_cwd", "enter_cwd_as_root"):

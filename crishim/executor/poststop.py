@@ -70,7 +70,8 @@ class Poststops:
         """Whether a request would take away what hooks under way look at."""
         if message.kind == wire.STOP:
             return bool(self.running)
-        return message.kind == wire.FORGET and message.body["id"] in self.running
+        container_id = message.body.get("id")
+        return message.kind == wire.FORGET and isinstance(container_id, bytes) and container_id in self.running
 
     def defer(self, connection: socket, message: Message) -> None:
         """Handle the request when the hooks have ended."""

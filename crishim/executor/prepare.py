@@ -12,11 +12,12 @@ import stat
 
 from crishim.cgroups import effects
 from crishim.executor import plan
-from crishim.linux import fs, mount
+from crishim.linux import fs, mount, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from crishim.cgroups.hierarchy import Hierarchy
+    from crishim.executor.seed import Seed
 
 _release = os.uname().release.split(".")
 #: lower layers may be given one by one, so their number and names are not bounded by a page (Linux 6.5)
@@ -44,50 +45,103 @@ class StepFailed(Exception):
     """A start that failed before there was a child; the text is for people."""
 
 
-def open_root(rootfs: dict[str, object]) -> int:
-    """A detached mount of the root: an overlay made as the host's root, or a private copy of a directory."""
+def open_root(rootfs: dict[str, object], seed: Seed, user: int) -> int:
+    """A detached mount of the root: an overlay made as the host's root, or a private copy of a directory.
+
+    user: descriptor of the container's user namespace, by which owners are shifted; -1 for the host's.
+    """
+    idmap = mount.MOUNT_ATTR_IDMAP if user >= 0 else 0
     path = rootfs["path"]
     if isinstance(path, bytes):
         tree = mount.open_tree(fs.AT_FDCWD, path, mount.OPEN_TREE_CLONE | mount.AT_RECURSIVE)
-        mount.mount_setattr(tree, propagation=mount.MS_PRIVATE, recursive=True)
+        mount.mount_setattr(tree, set_=idmap, userns=max(user, 0), propagation=mount.MS_PRIVATE, recursive=True)
         return tree
     lowers = rootfs["lowers"]
     upper = rootfs["upper"]
     work = rootfs["work"]
     assert isinstance(lowers, list)
+    writable = isinstance(upper, bytes) and isinstance(work, bytes)
+    if len(lowers) == 1 and not writable:
+        tree = mount.open_tree(fs.AT_FDCWD, lowers[0], mount.OPEN_TREE_CLONE)
+        flags = mount.MOUNT_ATTR_RDONLY | idmap
+        mount.mount_setattr(tree, set_=flags, userns=max(user, 0), propagation=mount.MS_PRIVATE)
+        return tree
+    if user >= 0:
+        return _mapped_overlay(lowers, upper, work, seed, user)  # type: ignore[arg-type]
+    return _overlay(lowers, upper, work)  # type: ignore[arg-type]
+
+
+def _overlay(lowers: list[bytes], upper: bytes | None, work: bytes | None) -> int:
     options: list[tuple[bytes, bytes | None]] = []
     if _OVERLAY_TAKES_LAYERS:
         options += [(b"lowerdir+", lower) for lower in lowers]
     else:
         options.append((b"lowerdir", b":".join(lowers)))
-    if isinstance(upper, bytes) and isinstance(work, bytes):
+    if upper is not None and work is not None:
         options += [(b"upperdir", upper), (b"workdir", work)]
-    elif len(lowers) == 1:
-        tree = mount.open_tree(fs.AT_FDCWD, lowers[0], mount.OPEN_TREE_CLONE)
-        mount.mount_setattr(tree, set_=mount.MOUNT_ATTR_RDONLY, propagation=mount.MS_PRIVATE)
-        return tree
     return mount.new_mount(b"overlay", tuple(options))
 
 
-def open_mounts(container: dict[str, object], opened: Opened) -> None:
-    """Open the source of every bind mount; StepFailed names the mount."""
+def _mapped_overlay(lowers: list[bytes], upper: bytes | None, work: bytes | None, seed: Seed, user: int) -> int:
+    """An overlay of idmapped layers; what is written belongs to the ids of the namespace on the disk too.
+
+    overlayfs takes layers by path, and no copies that are attached nowhere: they are attached in a copy of the seed,
+    which is gone when this returns, while the overlay keeps clones of its own. Needs Linux 5.19.
+    """
+    layers = [_mapped(lower, user) for lower in lowers]
+    base = b"" if upper is None or work is None else os.path.commonpath((upper, work))
+    if base:
+        layers.append(mount.open_tree(fs.AT_FDCWD, base, mount.OPEN_TREE_CLONE))
+    seed.enter()
+    try:
+        process.unshare(process.CLONE_NEWNS)
+        scratch = mount.new_mount(b"tmpfs")
+        place = os.open("/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        mount.move_mount(scratch, place)
+        os.close(place)
+        for number, layer in enumerate(layers):
+            name = b"%d" % number
+            os.mkdir(name, 0o700, dir_fd=scratch)
+            place = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=scratch)
+            mount.move_mount(layer, place)
+            os.close(place)
+            os.close(layer)
+        os.close(scratch)
+        paths = [b"/root/%d" % number for number in range(len(lowers))]
+        if not base:
+            return _overlay(paths, None, None)
+        top = b"/root/%d" % len(lowers)
+        return _overlay(paths, top + upper[len(base) :], top + work[len(base) :])  # type: ignore[index]
+    finally:
+        seed.leave()
+
+
+def _mapped(path: bytes, user: int) -> int:
+    tree = mount.open_tree(fs.AT_FDCWD, path, mount.OPEN_TREE_CLONE)
+    mount.mount_setattr(tree, set_=mount.MOUNT_ATTR_IDMAP, userns=user, propagation=mount.MS_PRIVATE)
+    return tree
+
+
+def open_mounts(container: dict[str, object], opened: Opened, user: int) -> None:
+    """Open the source of every bind mount; StepFailed names the mount. user: as for `open_root`."""
     mounts = container["mounts"]
     assert isinstance(mounts, list)
     for index, item in enumerate(mounts):
         if item["kind"] == b"bind":
             try:
-                tree, is_file = _open_bind(item, bool(container["make_missing_sources"]))
+                tree, is_file = _open_bind(item, bool(container["make_missing_sources"]), user)
             except OSError as error:
                 source = item["source"].decode("utf-8", "replace")
                 target = item["target"].decode("utf-8", "replace")
+                hint = " (its file system may not support id-mapped mounts)" if item["idmap"] else ""
                 raise StepFailed(
-                    f'mounting "{source}" at "{target}": {os.strerror(error.errno or 0).lower()}'
+                    f'mounting "{source}" at "{target}": {os.strerror(error.errno or 0).lower()}{hint}'
                 ) from None
             opened.by_role[b"mount:%d" % index] = tree
             item["source_is_file"] = is_file
 
 
-def _open_bind(item: dict[str, object], make_missing: bool) -> tuple[int, bool]:
+def _open_bind(item: dict[str, object], make_missing: bool, user: int) -> tuple[int, bool]:
     source = item["source"]
     assert isinstance(source, bytes)
     flags = mount.OPEN_TREE_CLONE | (mount.AT_RECURSIVE if item["recursive"] else 0)
@@ -107,6 +161,10 @@ def _open_bind(item: dict[str, object], make_missing: bool) -> tuple[int, bool]:
             mount.mount_setattr(tree, propagation=propagation, recursive=True)
         if set_ or clear:
             mount.mount_setattr(tree, set_=set_, clear=clear, recursive=recursive)
+        if item["idmap"]:
+            if user < 0:
+                raise OSError(errno.EINVAL, "no user namespace")
+            mount.mount_setattr(tree, set_=mount.MOUNT_ATTR_IDMAP, userns=user, recursive=bool(item["recursive"]))
         return tree, not stat.S_ISDIR(os.fstat(tree).st_mode)
     except BaseException:
         os.close(tree)
@@ -137,6 +195,30 @@ def _require_shared(source: bytes, propagation: int) -> None:
     raise OSError(errno.EINVAL, "not a shared mount")
 
 
+def open_devices(container: dict[str, object], opened: Opened) -> None:
+    """Open the host's device nodes, for a container that can make none; StepFailed when one is not what it must be."""
+    nodes = container["device_nodes"]
+    sources = container["device_sources"]
+    assert isinstance(nodes, list) and isinstance(sources, list)
+    for index, ((_, kind, major, minor, *_), source) in enumerate(zip(nodes, sources)):
+        try:
+            tree = mount.open_tree(fs.AT_FDCWD, source, mount.OPEN_TREE_CLONE)
+        except OSError as error:
+            where = source.decode("utf-8", "replace")
+            raise StepFailed(f'device "{where}": {os.strerror(error.errno or 0).lower()}') from None
+        opened.by_role[b"device:%d" % index] = tree
+        found = os.fstat(tree)
+        kind_is_right = stat.S_ISBLK(found.st_mode) if kind == b"b" else stat.S_ISCHR(found.st_mode)
+        if not kind_is_right or found.st_rdev != os.makedev(major, minor):
+            raise StepFailed(f'device "{source.decode("utf-8", "replace")}" is not {kind.decode()} {major}:{minor}')
+
+
+def open_kernel_views(opened: Opened) -> None:
+    """The host's proc and sysfs without what is mounted in them: see `jail.show`."""
+    for name in (b"proc", b"sys"):
+        opened.by_role[b"view:" + name] = mount.open_tree(fs.AT_FDCWD, b"/" + name, mount.OPEN_TREE_CLONE)
+
+
 def open_namespaces(container: dict[str, object], opened: Opened) -> None:
     """Open the namespaces to join, all of them before anything changes."""
     joined = container["joined_namespaces"]
@@ -150,12 +232,12 @@ def open_namespaces(container: dict[str, object], opened: Opened) -> None:
 
 
 def clone_flags(container: dict[str, object]) -> int:
-    """Flags of clone3(2) for the namespaces that are new; that of cgroups comes later, inside the cgroup."""
+    """Flags of clone3(2) for the namespaces that are new: not those that come before or after it."""
     kinds = container["new_namespaces"]
     assert isinstance(kinds, list)
     flags = plan.NAMESPACE_FLAGS[b"mnt"]
     for kind in kinds:
-        if kind != b"cgroup":
+        if kind not in plan.NOT_BY_CLONE:
             flags |= plan.NAMESPACE_FLAGS[kind]
     return flags
 

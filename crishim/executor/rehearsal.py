@@ -43,6 +43,8 @@ _PROCESS: dict[str, object] = {
     "scheduler": None,
     "io_priority": None,
     "affinity": [],
+    "memory_policy": None,
+    "personality": None,
     "oom_score_adj": None,
     "seccomp": None,
 }
@@ -58,6 +60,7 @@ def _mount(target: bytes, kind: bytes, source: bytes = b"") -> dict[str, object]
         "propagation": b"rprivate",
         "private": True,
         "recursive": True,
+        "idmap": False,
     }
 
 
@@ -74,8 +77,10 @@ _CONTAINER: dict[str, object] = {
     },
     "new_namespaces": [b"pid", b"mnt"],
     "joined_namespaces": {},
+    "clock_offsets": b"",
     "mounts": [_mount(b"/proc", b"proc"), _mount(b"/dev", b"tmpfs"), _mount(b"/etc/hosts", b"bind", b"/proc")],
     "device_nodes": [[b"/dev/null", b"c", 1, 3, 438, 0, 0]],
+    "device_sources": [b"/dev/null"],
     "masked_paths": [b"/proc/kcore"],
     "readonly_paths": [b"/proc/sys"],
     "sysctls": {},
@@ -102,8 +107,8 @@ def _rehearse_messages(seed: Seed, privileges: Privileges) -> None:
     assert message is not None
     opened = prepare.Opened()
     prepare.open_namespaces(message.body, opened)
-    prepare.open_mounts(message.body, opened)
-    opened.by_role[b"root"] = prepare.open_root(message.body["rootfs"])  # type: ignore[arg-type]
+    prepare.open_mounts(message.body, opened, -1)
+    opened.by_role[b"root"] = prepare.open_root(message.body["rootfs"], seed, -1)  # type: ignore[arg-type]
     for name in (b"stdin", b"stdout", b"stderr"):
         opened.by_role[name] = -1
     opened.by_role[b"proc"] = os.dup(seed.proc)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from crishim.model.exit import ExitRecord
 from crishim.model.process import NamespaceKind, ProcessSpec
+from crishim.model.sandbox import IdMapping
 
 _SHM_BYTES = 64 << 20
 
@@ -18,6 +19,7 @@ class PodSpec:
 
     network, ipc, uts: whether the pod has its own; netns_path: where the network namespace is pinned; shared_pid: a
     PID namespace of the pod with a reaping init of ours; sysctls: keys of the pod's own namespaces, validated.
+    uid_mappings, gid_mappings: of the pod's own user namespace, which then owns the others; empty: the host's.
     """
 
     network: bool = False
@@ -29,6 +31,8 @@ class PodSpec:
     domainname: str | None = None
     sysctls: Mapping[str, str] = field(default_factory=dict)
     shm_bytes: int = _SHM_BYTES
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
 
     def to_value(self) -> dict[str, object]:
         """The body of START_MONITOR."""
@@ -42,7 +46,13 @@ class PodSpec:
             "domainname": self.domainname and os.fsencode(self.domainname),
             "sysctls": {os.fsencode(key): os.fsencode(text) for key, text in self.sysctls.items()},
             "shm_bytes": self.shm_bytes,
+            "uid_map": _map_value(self.uid_mappings),
+            "gid_map": _map_value(self.gid_mappings),
         }
+
+
+def _map_value(mappings: tuple[IdMapping, ...]) -> list[list[int]]:
+    return [[each.container_id, each.host_id, each.length] for each in mappings]
 
 
 @dataclass(frozen=True, slots=True)

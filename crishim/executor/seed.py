@@ -22,9 +22,13 @@ class Seed:
         self.proc = proc
         self.seed = seed
 
+    def enter(self) -> None:
+        """Into the seed, until `leave`."""
+        process.setns(self.seed, process.CLONE_NEWNS)
+
     def clone(self, flags: int, cgroup: int = -1) -> tuple[int, int]:
         """clone3 from inside the seed; (pid, pidfd) in the parent, which is back in the host's namespace."""
-        process.setns(self.seed, process.CLONE_NEWNS)
+        self.enter()
         try:
             pid, pidfd = process.clone3(flags, cgroup)
         except OSError:
@@ -68,7 +72,7 @@ def make_seed() -> Seed:
             ((b"mode", b"0755"), (b"nr_inodes", b"8"), (b"size", b"64k")),
             mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV,
         )
-        for name in ("root", "shm"):
+        for name in ("root", "shm", "proc", "sys"):  # the last two: see `jail.show`
             os.mkdir(name, 0o755, dir_fd=empty)
         place = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # any directory, for a moment
         mount.move_mount(empty, place)
@@ -84,14 +88,17 @@ def make_seed() -> Seed:
     return seed
 
 
-def make_pod_seed(base: Seed, shm_bytes: int) -> Seed:
-    """A copy of the seed with a tmpfs of `shm_bytes` at /shm: the /dev/shm of a pod with its own IPC namespace."""
-    process.setns(base.seed, process.CLONE_NEWNS)
+def make_pod_seed(base: Seed, shm_bytes: int, uid: int, gid: int) -> Seed:
+    """A copy of the seed with a tmpfs of `shm_bytes` at /shm: the /dev/shm of a pod with its own IPC namespace.
+
+    uid, gid: the host's numbers of the pod's root.
+    """
+    base.enter()
     try:
         process.unshare(process.CLONE_NEWNS)
         shm = mount.new_mount(
             b"tmpfs",
-            ((b"mode", b"1777"), (b"size", b"%d" % shm_bytes)),
+            ((b"mode", b"1777"), (b"size", b"%d" % shm_bytes), (b"uid", b"%d" % uid), (b"gid", b"%d" % gid)),
             mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOEXEC,
         )
         place = os.open("/shm", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

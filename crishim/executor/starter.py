@@ -95,11 +95,11 @@ def _start(monitor: Monitor, container: dict[str, object], given: list[int], sta
     times.append(time.monotonic_ns())
     _open_sources(monitor, container, opened)
     hooks = _open_hooks(monitor, container, opened)
-    _open_stdio(container, given, opened, started)
+    _open_stdio(container, given, opened, started, _owner(monitor, container))
     steps = plan.init_steps(container, opened.by_role)
     times.append(time.monotonic_ns())
     report, reports = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-    _clone(monitor, started, container, steps, report, reports, b"bundle" in opened.by_role)
+    _clone(monitor, started, container, steps, report, reports, opened.by_role)
     reports.close()
     opened.close_but(b"console", b"pidfd")
     times.append(time.monotonic_ns())
@@ -131,9 +131,10 @@ def _open_sources(monitor: Monitor, container: dict[str, object], opened: Opened
     cgroup = str(container["cgroup"])
     roles = opened.by_role
     prepare.open_namespaces(container, opened)
-    prepare.open_mounts(container, opened)
+    user = _open_user_namespace(monitor, container, opened)
+    prepare.open_mounts(container, opened, user)
     try:
-        roles[b"root"] = prepare.open_root(container["rootfs"])  # type: ignore[arg-type]
+        roles[b"root"] = prepare.open_root(container["rootfs"], monitor.seed, user)  # type: ignore[arg-type]
     except OSError as error:
         raise StepFailed(f"mounting the root file system: {os.strerror(error.errno or 0).lower()}") from None
     for index, path in enumerate(effects.task_files(monitor.hierarchy, cgroup)):
@@ -142,6 +143,21 @@ def _open_sources(monitor: Monitor, container: dict[str, object], opened: Opened
         if item["kind"] == b"cgroup":
             prepare.open_cgroups(monitor.hierarchy, cgroup, index, item, opened)
     roles[b"proc"] = os.dup(monitor.seed.proc)
+    if user >= 0:
+        prepare.open_devices(container, opened)
+        prepare.open_kernel_views(opened)
+
+
+def _open_user_namespace(monitor: Monitor, container: dict[str, object], opened: Opened) -> int:
+    """Descriptor of the namespace that the init is born in, by the role "user"; -1 for the host's."""
+    roles = opened.by_role
+    if b"ns:user" in roles:
+        roles[b"user"] = roles.pop(b"ns:user")
+    elif b"user" in container["new_namespaces"]:  # type: ignore[operator]
+        if monitor.user is None:
+            raise StepFailed("the pod has no user namespace of its own")
+        roles[b"user"] = os.dup(monitor.user.fd)
+    return roles.get(b"user", -1)
 
 
 def _open_hooks(monitor: Monitor, container: dict[str, object], opened: Opened) -> Hooks | None:
@@ -150,6 +166,8 @@ def _open_hooks(monitor: Monitor, container: dict[str, object], opened: Opened) 
     if value is None:
         return None
     hooks = Hooks(value, monitor.hierarchy, monitor.seed.proc, monitor.home)  # type: ignore[arg-type]
+    if b"user" in opened.by_role:
+        hooks.refuse_in_user_namespace()
     if not hooks.are_early():
         return hooks
     place = hooks.bundle + b"/rootfs"
@@ -181,8 +199,8 @@ def _run_hooks(
     hooks.run(b"createContainer", started.pid, started.pidfd, namespaces)
 
 
-def _open_stdio(container: dict[str, object], given: list[int], opened: Opened, started: Started) -> None:
-    """Pipes to the monitor, or the caller's descriptors; -1 is the container's /dev/null."""
+def _open_stdio(container: dict[str, object], given: list[int], opened: Opened, started: Started, owner: int) -> None:
+    """Pipes to the monitor, which `owner` may open again, or the caller's descriptors; -1 is the container's null."""
     roles = opened.by_role
     descriptors = container["descriptors"]
     process_ = container["process"]
@@ -201,6 +219,21 @@ def _open_stdio(container: dict[str, object], given: list[int], opened: Opened, 
         started.outputs.append((ours, stream))
     if container["stdin"]:
         roles[b"stdin"], started.stdin = os.pipe2(os.O_CLOEXEC)
+    if owner:
+        for name in (b"stdin", b"stdout", b"stderr"):
+            if roles[name] >= 0:
+                os.fchown(roles[name], owner, -1)
+
+
+def _owner(monitor: Monitor, container: dict[str, object]) -> int:
+    """The host's number of the user that the process will be: who may open /proc/self/fd/1 again."""
+    uid: int = container["process"]["uid"]  # type: ignore[index]
+    if monitor.user is None:
+        return uid
+    try:
+        return monitor.user.host_uid(uid)
+    except OSError:
+        raise StepFailed(f"uid {uid} is not mapped in the pod's user namespace") from None
 
 
 def _clone(
@@ -210,17 +243,27 @@ def _clone(
     steps: list[plan.Step],
     ours: socket,
     reports: socket,
-    on_host: bool,
+    roles: dict[bytes, int],
 ) -> None:
-    """on_host: into a copy of the host's mounts, for hooks, instead of one of the seed."""
+    """Into a copy of the seed, or of the host's mounts when hooks want to see them."""
     report = fcntl.fcntl(reports.fileno(), fcntl.F_DUPFD_CLOEXEC, 10)
-    program = lower(steps, monitor.privileges, report)
+    inside = b"user" in roles
+    program = lower(steps, monitor.privileges.in_user_namespace() if inside else monitor.privileges, report)
     cgroup = effects.open_dir(monitor.hierarchy, str(container["cgroup"]))
     if container["pid_namespace"] is not None:
         _enter_pid_namespace(monitor, container["pid_namespace"])
+    for role, fd in roles.items():  # a process of our own, so that the child is born in them
+        if role.startswith(b"ns:") and role not in (b"ns:mnt", b"ns:cgroup"):
+            _join(role[3:], fd)
+    if b"time" in container["new_namespaces"]:  # type: ignore[operator]
+        _set_clocks(monitor, container["clock_offsets"])  # type: ignore[arg-type]
     flags = prepare.clone_flags(container) | process.CLONE_PARENT
+    if inside:
+        _enter_user_namespace(monitor, container, roles)
     try:
-        started.pid, started.pidfd = (process.clone3 if on_host else monitor.seed.clone)(flags, cgroup)
+        # who joined a user namespace does not come back to the host's mounts, and has no need to
+        clone = process.clone3 if inside or b"bundle" in roles else monitor.seed.clone
+        started.pid, started.pidfd = clone(flags, cgroup)
     except OSError as error:
         raise StepFailed(f"clone3: {os.strerror(error.errno or 0).lower()}") from None
     if started.pid == 0:
@@ -228,6 +271,40 @@ def _clone(
             os.close(ours.fileno())  # a child that waits for hooks must see that the starter has died
         child.run(program, report)
     os.close(report)
+
+
+def _join(kind: bytes, fd: int) -> None:
+    try:
+        process.setns(fd, 0)
+    except OSError as error:
+        raise StepFailed(f"joining the {kind.decode()} namespace: {os.strerror(error.errno or 0).lower()}") from None
+
+
+def _set_clocks(monitor: Monitor, offsets: bytes) -> None:
+    """A new time namespace for children; its clocks can be set only before anybody is in it."""
+    try:
+        process.unshare(process.CLONE_NEWTIME)
+        if offsets:
+            fd = os.open("self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC, dir_fd=monitor.seed.proc)
+            try:
+                os.write(fd, offsets)
+            finally:
+                os.close(fd)
+    except OSError as error:
+        raise StepFailed(f"setting the clocks of the container: {os.strerror(error.errno or 0).lower()}") from None
+
+
+def _enter_user_namespace(monitor: Monitor, container: dict[str, object], roles: dict[bytes, int]) -> None:
+    """What only the host's root may do for the child first, by inheritance; then into the seed and the namespace."""
+    process.prctl(process.PR_SET_DUMPABLE, 0)  # or a container of the pod could trace us, and what we have open
+    early = plan.early_steps(container["process"], roles)  # type: ignore[arg-type]
+    for step in early:
+        try:
+            child.FUNCTIONS[str(step[0])](*step[1:])
+        except OSError as error:
+            raise StepFailed(plan.describe(step, error.errno or 0, b"")) from None
+    monitor.seed.enter()
+    _join(b"user", roles[b"user"])
 
 
 def _enter_pid_namespace(monitor: Monitor, target: object) -> None:

@@ -13,7 +13,16 @@ from crishim.cgroups.hierarchy import Hierarchy
 from crishim.cgroups.plan import plan as cgroup_plan
 from crishim.errors import InvalidSpec
 from crishim.executor import plan
-from crishim.model.process import ContainerSpec, CpuAffinity, MountSpec, ProcessSpec, Propagation
+from crishim.model.process import (
+    ContainerSpec,
+    CpuAffinity,
+    MemoryPolicy,
+    MountSpec,
+    Namespace,
+    NamespaceKind,
+    ProcessSpec,
+    Propagation,
+)
 
 _POLICIES = {
     "SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_ISO": 4, "SCHED_IDLE": 5,
@@ -23,12 +32,20 @@ _SCHED_FLAGS = {
     "SCHED_FLAG_RESET_ON_FORK": 1, "SCHED_FLAG_RECLAIM": 2, "SCHED_FLAG_DL_OVERRUN": 4, "SCHED_FLAG_KEEP_POLICY": 8,
     "SCHED_FLAG_KEEP_PARAMS": 16, "SCHED_FLAG_UTIL_CLAMP_MIN": 32, "SCHED_FLAG_UTIL_CLAMP_MAX": 64,
 }  # fmt: skip
+_MEMORY_MODES = {
+    "MPOL_DEFAULT": 0, "MPOL_PREFERRED": 1, "MPOL_BIND": 2, "MPOL_INTERLEAVE": 3, "MPOL_LOCAL": 4,
+    "MPOL_PREFERRED_MANY": 5, "MPOL_WEIGHTED_INTERLEAVE": 6,
+}  # fmt: skip
+_MEMORY_FLAGS = {"MPOL_F_STATIC_NODES": 1 << 15, "MPOL_F_RELATIVE_NODES": 1 << 14, "MPOL_F_NUMA_BALANCING": 1 << 13}
+_PERSONALITIES = {"LINUX": 0, "LINUX32": 8}
+_CLOCKS = ("monotonic", "boottime")
 _IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
 #: ids are 32 bits, and the last one means "no change" to setresuid(2)
 _ID_LIMIT = 0xFFFFFFFE
 _LONG_LIMIT = (1 << 63) - 1
-#: ids that a list of CPUs may name, as runc has it
+#: ids that a list of CPUs may name, as runc has it; and of nodes, of which no kernel has more (CONFIG_NODES_SHIFT)
 _CPU_LIMIT = 65536
+_NODE_LIMIT = 1024
 _FILE_SYSTEMS = frozenset({"bind", "shm", "cgroup", "proc", "sysfs", "tmpfs", "devpts", "mqueue"})
 
 
@@ -54,11 +71,13 @@ def container_value(spec: ContainerSpec, hierarchy: Hierarchy) -> dict[str, obje
         "joined_namespaces": {
             ns.kind.value.encode(): os.fsencode(ns.path) for ns in spec.namespaces if ns.path is not None
         },
+        "clock_offsets": _clock_offsets(spec),
         "mounts": [_mount_value(index, mount) for index, mount in enumerate(spec.mounts)],
         "device_nodes": [
             [os.fsencode(node.path), node.kind.encode(), node.major, node.minor, node.mode, node.uid, node.gid]
             for node in spec.device_nodes
         ],
+        "device_sources": [_bytes("device_nodes", node.source or node.path) for node in spec.device_nodes],
         "masked_paths": [_bytes("masked_paths", path) for path in dict.fromkeys(spec.masked_paths)],
         "readonly_paths": [_bytes("readonly_paths", path) for path in dict.fromkeys(spec.readonly_paths)],
         "sysctls": {_bytes("sysctls", key): os.fsencode(value) for key, value in spec.sysctls.items()},
@@ -132,6 +151,8 @@ def process_value(process: ProcessSpec) -> dict[str, object]:
         ],
         "io_priority": io and _IO_CLASSES[io.kind] << 13 | io.priority if io else None,
         "affinity": _affinity(process.cpu_affinity),
+        "memory_policy": _memory_policy(process.memory_policy),
+        "personality": _personality(process.personality),
         # never ours: the zygote's is as low as it may be, and a child would inherit it
         "oom_score_adj": process.oom_score_adj or 0,
         "seccomp": process.seccomp,
@@ -185,18 +206,64 @@ def _environment(entries: tuple[str, ...]) -> list[bytes]:
 
 def _affinity(affinity: CpuAffinity | None) -> list[int]:
     text = affinity and (affinity.final or affinity.initial)
-    if not text:
-        return []
-    cpus: list[int] = []
+    return _numbers_of("cpu_affinity", text, "CPUs", _CPU_LIMIT) if text else []
+
+
+def _memory_policy(policy: MemoryPolicy | None) -> list[object] | None:
+    """[mode with flags, mask of nodes] as set_mempolicy(2) takes them."""
+    if policy is None:
+        return None
+    if policy.mode not in _MEMORY_MODES:
+        raise InvalidSpec(f"memory_policy.mode: {policy.mode!r} is not a mode of set_mempolicy(2)")
+    mode = _MEMORY_MODES[policy.mode]
+    for flag in policy.flags:
+        if flag not in _MEMORY_FLAGS:
+            raise InvalidSpec(f"memory_policy.flags: {flag!r} is not a flag of set_mempolicy(2)")
+        mode |= _MEMORY_FLAGS[flag]
+    mask = 0
+    for node in _numbers_of("memory_policy.nodes", policy.nodes, "NUMA nodes", _NODE_LIMIT) if policy.nodes else ():
+        mask |= 1 << node
+    return [mode, mask.to_bytes((mask.bit_length() + 63) // 64 * 8, "little")]
+
+
+def _personality(name: str | None) -> int | None:
+    if name is None:
+        return None
+    if name not in _PERSONALITIES:
+        raise InvalidSpec(f"personality: {name!r} is neither LINUX nor LINUX32")
+    return _PERSONALITIES[name]
+
+
+def _clock_offsets(spec: ContainerSpec) -> bytes:
+    """Lines for /proc/PID/timens_offsets."""
+    if spec.clock_offsets and Namespace(NamespaceKind.TIME) not in spec.namespaces:
+        raise InvalidSpec("clock_offsets: they need a new time namespace")
+    lines = []
+    for clock, offset in spec.clock_offsets.items():
+        if clock not in _CLOCKS:
+            raise InvalidSpec(f"clock_offsets: {clock!r} is neither monotonic nor boottime")
+        if not 0 <= offset.nanoseconds < 10**9 or abs(offset.seconds) > _LONG_LIMIT:
+            raise InvalidSpec(f"clock_offsets: {offset.seconds} s {offset.nanoseconds} ns is not an offset")
+        lines.append(b"%b %d %d\n" % (clock.encode(), offset.seconds, offset.nanoseconds))
+    return b"".join(lines)
+
+
+def _numbers_of(field: str, text: str, what: str, limit: int) -> list[int]:
+    """The numbers of a list such as "0-3,5"."""
+    numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise InvalidSpec(f"cpu_affinity: {text!r} is not a list of CPUs")
+        if not _is_number(first) or (dash and not _is_number(last)):
+            raise InvalidSpec(f"{field}: {text!r} is not a list of {what}")
         low, high = int(first), int(last or first)
-        if low > high or high >= _CPU_LIMIT:
-            raise InvalidSpec(f"cpu_affinity: {part!r} is no range of CPUs below {_CPU_LIMIT}")
-        cpus.extend(range(low, high + 1))
-    return cpus
+        if low > high or high >= limit:
+            raise InvalidSpec(f"{field}: {part!r} is no range of {what} below {limit}")
+        numbers.extend(range(low, high + 1))
+    return numbers
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def _mount_value(index: int, mount: MountSpec) -> dict[str, object]:
@@ -221,6 +288,7 @@ def _mount_value(index: int, mount: MountSpec) -> dict[str, object]:
         "propagation": mount.propagation.value.encode(),
         "private": mount.propagation is Propagation.PRIVATE,
         "recursive": mount.recursive,
+        "idmap": mount.idmap,
     }
 
 

@@ -50,6 +50,8 @@ _GETCWD = number("getcwd")
 _CLOSE_RANGE = number("close_range")
 _IOPRIO_SET = number("ioprio_set")
 _SCHED_SETATTR = number("sched_setattr")
+_SET_MEMPOLICY = number("set_mempolicy")
+_PERSONALITY = number("personality")
 
 
 def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
@@ -138,6 +140,18 @@ def bounding_set() -> int:
     return mask
 
 
+def all_capabilities() -> int:
+    """Every capability of this kernel, whoever we are, as a bit mask."""
+    mask = 0
+    for capability in range(64):
+        try:
+            prctl(PR_CAPBSET_READ, capability)
+        except OSError:  # EINVAL: beyond the last one
+            break
+        mask |= 1 << capability
+    return mask
+
+
 def getcwd() -> bytes:
     """The kernel's idea of the working directory, without the library's search: "(unreachable)/..." stays visible."""
     buffer = ctypes.create_string_buffer(4096)
@@ -159,6 +173,17 @@ def sched_setattr(policy: int, flags: int, nice: int, priority: int, runtime: in
     """Scheduling attributes of the calling thread (sched_setattr(2))."""
     attr = struct.pack("=IIQiIQQQ", 48, policy, flags, nice, priority, runtime, deadline, period)
     call(_SCHED_SETATTR, 0, attr, 0)
+
+
+def set_mempolicy(mode: int, nodes: bytes) -> None:
+    """NUMA policy of the calling thread: mode with its flags, and a bit mask of nodes (set_mempolicy(2))."""
+    # the kernel counts one bit less than it is told
+    call(_SET_MEMPOLICY, mode, nodes or None, len(nodes) * 8 + 1 if nodes else 0)
+
+
+def personality(domain: int) -> None:
+    """Execution domain of the calling process (personality(2))."""
+    call(_PERSONALITY, domain)
 
 
 def sethostname(name: bytes) -> None:

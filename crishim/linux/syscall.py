@@ -25,6 +25,7 @@ _BY_MACHINE = {
     "getcwd": (79, 17),
     "ioprio_set": (251, 30),
     "mount": (165, 40),
+    "personality": (135, 92),
     "pivot_root": (155, 41),
     "rt_sigaction": (13, 134),
     "prctl": (157, 167),

@@ -77,6 +77,18 @@ class CpuAffinity:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryPolicy:
+    """set_mempolicy(2): mode is "MPOL_DEFAULT", _PREFERRED, _BIND, _INTERLEAVE, _LOCAL, _PREFERRED_MANY or
+    _WEIGHTED_INTERLEAVE; nodes a list of NUMA nodes ("0-1,3"); flags "MPOL_F_STATIC_NODES", "MPOL_F_RELATIVE_NODES",
+    "MPOL_F_NUMA_BALANCING".
+    """
+
+    mode: str
+    nodes: str = ""
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessSpec:
     """One process to run; libcontainer's `Process` field by field (`docs/process.md`)."""
 
@@ -109,6 +121,9 @@ class ProcessSpec:
     scheduler: Scheduler | None = None
     io_priority: IoPriority | None = None
     cpu_affinity: CpuAffinity | None = None
+    memory_policy: MemoryPolicy | None = None
+    #: personality(2): "LINUX" or "LINUX32" (32-bit uname); None leaves that of this node
+    personality: str | None = None
     oom_score_adj: int | None = None
     #: compiled BPF (`spec/seccomp`), array of struct sock_filter
     seccomp: bytes | None = None
@@ -129,7 +144,10 @@ class NamespaceKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A namespace of a container: new when `path` is None, else the one at `path`. Kinds not listed are the host's."""
+    """A namespace of a container: new when `path` is None, else the one at `path`. Kinds not listed are the host's.
+
+    That of users without a path is the pod's (`PodSpec.uid_mappings`): one container cannot have its own.
+    """
 
     kind: NamespaceKind
     path: str | None = None
@@ -149,7 +167,8 @@ class MountSpec:
 
     kind: "bind" (source is a host path), or a file system type: "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup".
     options: file system data ("mode=755", "size=65536k"); flags: "ro", "nosuid", "nodev", "noexec", "rro", "relatime",
-    "strictatime", "noatime". A bind is recursive unless `recursive` is False.
+    "strictatime", "noatime". A bind is recursive unless `recursive` is False, and with `idmap` its files belong to whom
+    the container's user namespace maps their owners.
     """
 
     target: str
@@ -159,11 +178,15 @@ class MountSpec:
     options: tuple[str, ...] = ()
     propagation: Propagation = Propagation.PRIVATE
     recursive: bool = True
+    idmap: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceNode:
-    """A device node to make in the container's /dev; kind is "c" or "b"."""
+    """A device node to make in the container's /dev; kind is "c" or "b".
+
+    In a user namespace no node can be made: that of the host at `source` ("" is `path`) is bound, as it is.
+    """
 
     path: str
     kind: str
@@ -172,6 +195,7 @@ class DeviceNode:
     mode: int = 0o666
     uid: int = 0
     gid: int = 0
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +243,14 @@ class CgroupSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockOffset:
+    """What is added to a clock in a time namespace of the container's own (time_namespaces(7)); may be negative."""
+
+    seconds: int
+    nanoseconds: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerSpec:
     """All that the monitor needs to start a container's init process."""
 
@@ -234,6 +266,8 @@ class ContainerSpec:
     sysctls: Mapping[str, str] = field(default_factory=dict)
     hostname: str | None = None
     domainname: str | None = None
+    #: "monotonic", "boottime"; needs a new time namespace
+    clock_offsets: Mapping[str, ClockOffset] = field(default_factory=dict)
     log: LogTarget | None = None
     #: keep a pipe to stdin open (CRI `stdin`); otherwise /dev/null
     stdin: bool = False

@@ -279,6 +279,7 @@ class Pod:
         self._stopped = False
         kinds = {NamespaceKind.NETWORK: pod.network, NamespaceKind.IPC: pod.ipc, NamespaceKind.UTS: pod.uts}
         self.namespaces = {kind for kind, own in kinds.items() if own}
+        self.has_users = bool(pod.uid_mappings)
         self.monitor = node.run(node.executor.start_monitor(name, self.directory, pod))
         self.monitor.on_exit = self._exited
         self.monitor.on_lost = self.lost.set
@@ -297,7 +298,7 @@ class Pod:
         fields: dict[str, Any] = {
             "rootfs": RootFs(lowers=(str(self.root),), upper=str(upper), work=str(work)),
             "cgroup": CgroupSpec(f"{self.cgroup}/{name}", resources),
-            "namespaces": NAMESPACES,
+            "namespaces": (*NAMESPACES, Namespace(NamespaceKind.USER)) if self.has_users else NAMESPACES,
             "mounts": MOUNTS,
             "device_nodes": DEVICES,
         }

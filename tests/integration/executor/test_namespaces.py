@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from crishim.errors import StartFailed
-from crishim.model.process import Namespace, NamespaceKind
+from crishim.errors import InvalidSpec, StartFailed
+from crishim.model.process import ClockOffset, Namespace, NamespaceKind
 from tests.integration.conftest import Run
 from tests.support.container import IDLE, NAMESPACES, Container, Pod, program, script, wait_until
 
@@ -160,6 +160,27 @@ def test_a_pod_init_does_nothing_but_reap(make_pod: Callable[..., Pod]) -> None:
     assert name == "crishim-podinit"
     # process 1, the shell, its pipe's two: no zombie of the daemon
     assert int(count) <= 4
+
+
+def test_clocks_of_a_time_namespace_are_moved(pod: Pod) -> None:
+    spaces = (*NAMESPACES, Namespace(NamespaceKind.TIME))
+    offsets = {"boottime": ClockOffset(1_000_000), "monotonic": ClockOffset(-1, 5)}
+    container = pod.start(program(*IDLE), namespaces=spaces, clock_offsets=offsets)
+    assert own(container) == PRIVATE | {"ipc", "uts", "time"}
+    read = script("cat /proc/uptime; cat /proc/self/timens_offsets")
+    for ended in (pod.exec(container, read), pod.run(read, namespaces=spaces, clock_offsets=offsets)):
+        assert float(ended.lines[0].split()[0]) > 1_000_000
+        assert [line.split() for line in ended.lines[1:]] == [["monotonic", "-1", "5"], ["boottime", "1000000", "0"]]
+
+
+def test_offsets_without_a_time_namespace_are_refused(pod: Pod) -> None:
+    with pytest.raises(InvalidSpec, match="clock_offsets: they need a new time namespace"):
+        pod.start(program(*IDLE), clock_offsets={"monotonic": ClockOffset(1)})
+    spaces = (*NAMESPACES, Namespace(NamespaceKind.TIME))
+    with pytest.raises(InvalidSpec, match="clock_offsets: 'realtime' is neither monotonic nor boottime"):
+        pod.start(program(*IDLE), namespaces=spaces, clock_offsets={"realtime": ClockOffset(1)})
+    with pytest.raises(StartFailed, match="setting the clocks"):
+        pod.start(program(*IDLE), namespaces=spaces, clock_offsets={"boottime": ClockOffset(-(2**40))})
 
 
 def test_names_do_not_leak_between_execs_and_the_host(run: Run) -> None:

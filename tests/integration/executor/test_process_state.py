@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from crishim.errors import StartFailed
-from crishim.model.process import CpuAffinity, IoPriority, MountSpec, Rlimit, Scheduler, User
+from crishim.model.process import CpuAffinity, IoPriority, LogTarget, MemoryPolicy, MountSpec, Rlimit, Scheduler, User
 from tests.integration.conftest import Run
-from tests.support.container import MOUNTS, Pod, program, script
+from tests.support.container import IDLE, MOUNTS, Pod, program, script
 
 
 def test_signals_have_their_default_action_and_none_is_blocked(run: Run) -> None:
@@ -119,6 +119,36 @@ def test_scheduling_policy_and_niceness_are_set(run: Run) -> None:
     ended = run(program("/bin/cat", "/proc/self/stat", scheduler=Scheduler("SCHED_BATCH", nice=5)))
     fields = ended.output.rpartition(")")[2].split()
     assert (fields[16], fields[38]) == ("5", "3")
+
+
+def test_the_session_keyring_is_the_containers_own_and_its_execs_join_it(pod: Pod) -> None:
+    container = pod.start(program(*IDLE))
+    read = script(f"grep ' _ses.{container.id}: ' /proc/keys")
+    first, second = pod.exec(container, read), pod.exec(container, read)
+    assert len(first.lines) == 1, "a second of the name would be an exec's own"
+    assert first.lines[0].split()[0] == second.lines[0].split()[0]
+    assert int(first.lines[0].split()[2]) >= 2, "used by init and exec"
+
+
+def test_a_personality_is_set(run: Run) -> None:
+    assert run(program("/bin/uname", "-m", personality="LINUX32")).lines == ["i686"]
+    assert run(program("/bin/uname", "-m", personality="LINUX")).lines == [os.uname().machine]
+
+
+def test_a_memory_policy_is_set(run: Run) -> None:
+    policy = MemoryPolicy("MPOL_BIND", "0")
+    ended = run(program("/bin/head", "-n", "1", "/proc/self/numa_maps", memory_policy=policy))
+    assert ended.lines[0].split()[1] == "bind:0"
+
+
+def test_output_can_be_opened_again_by_the_user(pod: Pod, tmp_path: Path) -> None:
+    """As programs do that log to /dev/stdout."""
+    text = "echo direct; echo again > /proc/self/fd/1; echo error > /dev/stderr; echo rc $?"
+    process = script(text, user=User(uid=1000, gid=1000))
+    container = pod.start(process, log=LogTarget(str(tmp_path), "0.log"))
+    container.wait()
+    written = [line.split(" ", 3)[3] for line in (tmp_path / "0.log").read_text().splitlines()]
+    assert sorted(written) == ["again", "direct", "error", "rc 0"]
 
 
 def test_io_priority_is_set(run: Run) -> None:

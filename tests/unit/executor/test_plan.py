@@ -9,9 +9,10 @@ import pytest
 
 from crishim.executor import child, plan, value
 from crishim.executor.lower import Privileges, lower
-from crishim.model.process import Namespace, NamespaceKind, ProcessSpec, Propagation, User
+from crishim.model.process import MemoryPolicy, Namespace, NamespaceKind, ProcessSpec, Propagation, User
 from tests.unit.executor.values import CONTAINER, OPENED, PROCESS, container_value
 
+NEWUSER = 0x10000000
 NEWCGROUP, NEWNET, NEWUTS = 0x2000000, 0x40000000, 0x4000000
 RDONLY, NOSUID, NODEV, NOEXEC, STRICTATIME = 0x1, 0x2, 0x4, 0x8, 0x20
 
@@ -50,7 +51,8 @@ def init_of(**changes: Any) -> list[plan.Step]:
 
 
 def exec_(process: ProcessSpec = PROCESS, namespaces: int = NEWNET) -> list[plan.Step]:
-    return plan.exec_steps(value.process_value(process), {**OPENED, b"target": 40}, namespaces)
+    body = {**value.process_value(process), "container_id": b"c1"}
+    return plan.exec_steps(body, {**OPENED, b"target": 40}, namespaces)
 
 
 def names(steps: list[plan.Step]) -> list[str]:
@@ -64,13 +66,14 @@ def test_the_plan_of_a_full_container() -> None:
         ("join_cgroup", 34),
         ("new_session",),
         *EARLY,
-        ("join_namespace", 30, 0),
+        ("join_keyring", b"_ses.c1", True),
         ("unshare", NEWCGROUP),
         ("take_shm", 3),
         ("enter_root", 32),
         ("mount_filesystem", b"proc", b"/proc", (), NOSUID | NOEXEC | NODEV, 0),
         ("mount_filesystem", b"tmpfs", b"/dev", (b"mode=755",), NOSUID | STRICTATIME, 0x70),
         ("make_devices", ((b"/dev/null", b"c", 1, 3, 0o666, 0, 0),)),
+        ("link_devices",),
         ("mount_filesystem", b"devpts", b"/dev/pts", (b"newinstance",), NOSUID | NOEXEC, 0),
         ("link_ptmx",),
         ("attach_shm", 3, b"/dev/shm", NOSUID, 0),
@@ -96,8 +99,55 @@ def test_the_plan_of_a_full_exec() -> None:
         ("new_session",),
         *EARLY,
         ("join_namespace", 40, NEWNET),
+        ("join_keyring", b"_ses.c1", False),
         *FINISH,
     ]
+
+
+def test_the_plan_of_a_container_in_a_user_namespace() -> None:
+    """The starter has taken the early steps, and proc is made while the host's can be seen."""
+    namespaces = (*CONTAINER.namespaces, Namespace(NamespaceKind.USER))
+    opened = {**OPENED, b"user": 60, b"view:proc": 61, b"view:sys": 62, b"device:0": 63}
+    steps = plan.init_steps(container_value(replace(CONTAINER, namespaces=namespaces)), opened)
+    assert steps[: steps.index(("attach", 31, b"/etc/hosts", True))] == [
+        ("set_dumpable", 0),
+        ("join_cgroup", 33),
+        ("join_cgroup", 34),
+        ("new_session",),
+        ("become_root",),
+        ("join_keyring", b"_ses.c1", True),
+        ("unshare", NEWCGROUP),
+        ("take_shm", 3),
+        ("show", 61, b"/proc"),
+        ("show", 62, b"/sys"),
+        ("make_filesystem", 0, b"proc", (), NOSUID | NOEXEC | NODEV),
+        ("hide", b"/proc"),
+        ("hide", b"/sys"),
+        ("enter_root", 32),
+        ("attach_filesystem", 0, b"proc", b"/proc"),
+        ("mount_filesystem", b"tmpfs", b"/dev", (b"mode=755",), NOSUID | STRICTATIME, 0x70),
+        ("bind_devices", ((b"/dev/null", 63),)),
+        ("link_devices",),
+        ("mount_filesystem", b"devpts", b"/dev/pts", (b"newinstance",), NOSUID | NOEXEC, 0),
+        ("link_ptmx",),
+        ("attach_shm", 3, b"/dev/shm", NOSUID, 0),
+        ("mount_cgroups", b"/sys/fs/cgroup", RDONLY, ((b"", 35),)),
+    ]
+    assert [step for step in steps if step in EARLY] == []
+    assert plan.early_steps(container_value()["process"], opened) == EARLY  # type: ignore[arg-type]
+
+
+def test_an_exec_in_a_user_namespace_becomes_its_root_as_soon_as_it_is_there() -> None:
+    steps = exec_(namespaces=NEWUSER | NEWNET)
+    place = steps.index(("join_namespace", 40, NEWUSER | NEWNET))
+    assert steps[place + 1 : place + 3] == [("become_root",), ("join_keyring", b"_ses.c1", False)]
+    assert steps[place - len(EARLY) : place] == EARLY
+
+
+def test_a_memory_policy_and_a_personality_are_steps() -> None:
+    steps = init_of(memory_policy=MemoryPolicy("MPOL_BIND", "0,65", ("MPOL_F_STATIC_NODES",)), personality="LINUX32")
+    assert ("set_memory_policy", 2 | 1 << 15, (1 | 1 << 65).to_bytes(16, "little")) in steps
+    assert ("set_personality", 8) in steps
 
 
 def test_every_step_is_lowered_or_a_function_of_the_child() -> None:
@@ -173,9 +223,9 @@ def test_umask_is_set_for_init_and_left_alone_for_an_exec() -> None:
 def test_a_terminal_is_opened_before_the_root_turns_read_only_and_in_an_exec_not_bound() -> None:
     process = replace(PROCESS, terminal=True, console_width=80, console_height=24)
     steps = init(process=process)
-    assert ("open_console", True, 80, 24) in steps
+    assert ("open_console", True, 80, 24, 1000) in steps
     assert names(steps).index("open_console") < names(steps).index("make_root_read_only")
-    assert ("open_console", False, 80, 24) in exec_(process)
+    assert ("open_console", False, 80, 24, 1000) in exec_(process)
     assert ("set_stdio", (-1, 37, 38), True) in steps
 
 

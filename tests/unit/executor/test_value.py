@@ -14,6 +14,7 @@ from crishim.model.process import (
     Capabilities,
     CpuAffinity,
     IoPriority,
+    MemoryPolicy,
     MountSpec,
     Rlimit,
     RootFs,
@@ -39,6 +40,10 @@ from tests.unit.executor.values import CONTAINER, PROCESS, V2
         ({"rlimits": (Rlimit("RLIMIT_NOFILE", -1, 1),)}, "rlimits: RLIMIT_NOFILE soft -1 is above hard 1"),
         ({"capabilities": Capabilities(bounding=frozenset({"CAP_X"}))}, "capabilities: 'CAP_X' is not a capability"),
         ({"cpu_affinity": CpuAffinity(final="0-x")}, "cpu_affinity: '0-x' is not a list of CPUs"),
+        ({"memory_policy": MemoryPolicy("BIND")}, "memory_policy.mode: 'BIND' is not a mode"),
+        ({"memory_policy": MemoryPolicy("MPOL_BIND", "2-1")}, "memory_policy.nodes: '2-1' is no range of NUMA nodes"),
+        ({"memory_policy": MemoryPolicy("MPOL_BIND", "0", ("X",))}, "memory_policy.flags: 'X' is not a flag"),
+        ({"personality": "BSD"}, "personality: 'BSD' is neither LINUX nor LINUX32"),
         ({"label": "a\0"}, "label: "),
     ],
 )

@@ -1,0 +1,104 @@
+"""The user namespace of a pod: made by the monitor, owner of the pod's other namespaces, joined by every init.
+
+The monitor itself stays in the host's user namespace: it is the one that may write maps, limits and cgroups. A holder
+process is born in the new namespace, makes the pod's other namespaces there, so that they belong to it, and ends when
+the monitor has joined those.
+"""
+
+from __future__ import annotations
+
+import os
+from _signal import pidfd_send_signal
+
+from crishim.linux import process
+
+
+class UserNamespace:
+    """A pod's user namespace: its descriptor and maps of [inside, outside, count]."""
+
+    __slots__ = ("fd", "gids", "uids")
+
+    def __init__(self, fd: int, uids: list[list[int]], gids: list[list[int]]) -> None:
+        self.fd = fd
+        self.uids = uids
+        self.gids = gids
+
+    def host_uid(self, uid: int) -> int:
+        """The host's number of a uid inside; OSError EINVAL when it is not mapped."""
+        return _outside(self.uids, uid)
+
+    def host_gid(self, gid: int) -> int:
+        """The host's number of a gid inside; OSError EINVAL when it is not mapped."""
+        return _outside(self.gids, gid)
+
+
+def make(uids: list[list[int]], gids: list[list[int]], kinds: int) -> UserNamespace:
+    """Make it, and join new namespaces of `kinds` (clone flags) that it owns. OSError: maps that the kernel refuses."""
+    go, going = os.pipe2(os.O_CLOEXEC)
+    done, doing = os.pipe2(os.O_CLOEXEC)
+    pid, pidfd = process.clone3(process.CLONE_NEWUSER)
+    if pid == 0:
+        os.close(going)
+        _hold(go, doing, kinds)
+    os.close(go)
+    os.close(doing)
+    try:
+        # a writer with privileges leaves setgroups(2) allowed: the image's groups must be kept
+        _write_map(pid, b"uid_map", uids)
+        _write_map(pid, b"gid_map", gids)
+        os.write(going, b"1")
+        answer = os.read(done, 4)
+        if answer != b"ok":
+            code = int(answer or b"3")  # ESRCH: it was killed
+            raise OSError(code, os.strerror(code))
+        fd = os.open(b"/proc/%d/ns/user" % pid, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if kinds:
+                process.setns(pidfd, kinds)
+        except BaseException:
+            os.close(fd)
+            raise
+        return UserNamespace(fd, uids, gids)
+    finally:
+        os.close(going)
+        os.close(done)
+        pidfd_send_signal(pidfd, 9)
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        os.close(pidfd)
+
+
+def become_root() -> None:
+    """Change to uid and gid 0 of the namespace that was just joined, without any other group."""
+    os.setgroups(())
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+def _hold(go: int, doing: int, kinds: int) -> None:
+    """In the new namespace: once the maps are there, become its root and make what it shall own."""
+    try:
+        if os.read(go, 1):
+            try:
+                become_root()  # or the root of /dev/mqueue would be nobody
+                process.unshare(kinds)
+                os.write(doing, b"ok")
+            except OSError as error:
+                os.write(doing, b"%d" % (error.errno or 0))
+            os.read(go, 1)  # until the monitor has joined, and lets go or kills
+    finally:
+        os._exit(0)
+
+
+def _write_map(pid: int, name: bytes, lines: list[list[int]]) -> None:
+    fd = os.open(b"/proc/%d/%b" % (pid, name), os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, b"".join(b"%d %d %d\n" % tuple(line) for line in lines))
+    finally:
+        os.close(fd)
+
+
+def _outside(lines: list[list[int]], number: int) -> int:
+    for inside, outside, count in lines:
+        if inside <= number < inside + count:
+            return outside + number - inside
+    raise OSError(22, f"{number} is not mapped in the user namespace")
