@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.e2e import tools
+from tests.e2e.critest import images
 from tests.node import image
 
 TREE = Path(__file__).resolve().parents[2]
@@ -26,6 +28,7 @@ TESTS = (
     "tests/integration/test_server_pods.py",
     "tests/node/on_node",
 )
+_TOOLS = ".tools"
 _SAID = "node: ended with "
 #: emulation stretches what a test waits for too
 _PYTEST = "python3 -m pytest -p no:cacheprovider -o timeout=900 -v"
@@ -36,12 +39,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.node", description=__doc__)
     parser.add_argument("--command", metavar="SHELL", help="run this instead of pytest")
     parser.add_argument("--timeout", type=int, default=3600, metavar="S", help="seconds until the node is killed")
+    parser.add_argument("--tool", metavar="NAME", action="append", default=[], help="take a built program of tests.e2e")
     arguments, tests = parser.parse_known_args()
     node = image.build(TREE / "requirements-dev.lock")
     command = arguments.command or f"{_PYTEST} {shlex.join(tests or TESTS)}"
     with tempfile.TemporaryDirectory(prefix="crishim-node-") as directory:
         code = Path(directory) / "code"
         _copy_tree(code)
+        _copy_tools(arguments.tool, code / _TOOLS)
         (code / image.START).write_text(_start_script(command))
         image.make_disk(code, Path(directory) / "disk", "512M")
         return _boot(node, Path(directory) / "disk", arguments.timeout)
@@ -56,9 +61,21 @@ def _copy_tree(target: Path) -> None:
             shutil.copy2(TREE / name, target / name)
 
 
+def _copy_tools(names: list[str], target: Path) -> None:
+    """Programs as the tools cache has them, and the package that critest's images are made of: there is no network."""
+    for path in tools.build(names):
+        copy = target / path.relative_to(tools.cache_directory())
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
+    if "critest" in names:
+        images.busybox()
+        shutil.copytree(tools.cache_directory() / "busybox", target / "busybox", symlinks=True)
+
+
 def _start_script(command: str) -> str:
     return f"""\
 cd {image.CODE}
+export CRISHIM_TOOLS={image.CODE}/{_TOOLS}
 export HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8
 ip link set lo up
 modprobe -a overlay veth bridge nf_tables

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.e2e import tools
-from tests.e2e.critest.suite import PROGRAMS, problems, serving
+from tests.e2e.critest.suite import DEADLINE_S, PROGRAMS, problems, serving
 from tests.e2e.node import Node
 
 
@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--parallel", action="store_true", help="several processes of ginkgo; else one spec at a time")
     parser.add_argument("--focus", default="", metavar="REGEXP", help="only these specs")
     parser.add_argument("--skip", action="append", default=[], metavar="REGEXP", help="not these specs")
+    parser.add_argument("--deadline", type=float, default=DEADLINE_S, metavar="S", help="seconds until it is given up")
     parser.add_argument("--keep-logs", type=Path, metavar="DIR", help="where logs and the report are copied at the end")
     parser.add_argument("flags", nargs="*", help="further flags of critest, after --")
     arguments = parser.parse_args()
@@ -29,7 +30,13 @@ def main() -> int:
     with Node() as node, serving(node) as suite:
         started = time.monotonic()
         try:
-            specs = suite.run(*arguments.flags, parallel=arguments.parallel, focus=arguments.focus, skip=arguments.skip)
+            specs = suite.run(
+                *arguments.flags,
+                parallel=arguments.parallel,
+                focus=arguments.focus,
+                skip=arguments.skip,
+                deadline_s=arguments.deadline,
+            )
         finally:
             if arguments.keep_logs is not None:
                 arguments.keep_logs.mkdir(parents=True, exist_ok=True)

@@ -133,16 +133,16 @@ def _compiled(source: Path, work: Path) -> bytes:
 
 def _base_layer() -> bytes:
     """Busybox under all its names, with the libraries it needs, and the files of a small system."""
-    busybox = _busybox()
-    listed = subprocess.run([busybox, "--list"], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
-    libraries = _LIBRARY.findall(subprocess.run(["ldd", busybox], check=True, capture_output=True, text=True).stdout)
-    files: dict[str, str | bytes] = {"etc/passwd": _PASSWD, "etc/group": _GROUP, "bin/busybox": busybox.read_bytes()}
+    program = busybox()
+    listed = subprocess.run([program, "--list"], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    libraries = _LIBRARY.findall(subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout)
+    files: dict[str, str | bytes] = {"etc/passwd": _PASSWD, "etc/group": _GROUP, "bin/busybox": program.read_bytes()}
     files |= {path.lstrip("/"): Path(path).read_bytes() for path in libraries}
     links = {f"bin/{name}": "bin/busybox" for name in listed if name != "busybox"}
     return _tar(files | _SCRIPTS, directories=_DIRECTORIES, links=links)
 
 
-def _busybox() -> Path:
+def busybox() -> Path:
     """The program of the package `busybox`, unpacked into the cache: it cannot be installed beside the static one."""
     directory = cache_directory() / "busybox"
     program = next((path for name in ("bin", "usr/bin") if (path := directory / name / "busybox").exists()), None)
@@ -158,7 +158,7 @@ def _busybox() -> Path:
     (package,) = partial.glob("busybox_*.deb")
     subprocess.run(["dpkg-deb", "-x", package, partial], check=True)
     partial.rename(directory)
-    return _busybox()
+    return busybox()
 
 
 def _tar(

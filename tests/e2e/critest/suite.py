@@ -22,7 +22,7 @@ from tests.support.registry import running_registry
 
 PROGRAMS = ("critest", "ginkgo")
 _PROCESSES = 4
-_DEADLINE_S = 900.0
+DEADLINE_S = 900.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,14 @@ class Suite:
     runtime: Crishim
     program: Path
 
-    def run(self, *flags: str, parallel: bool, focus: str = "", skip: Sequence[str] = ()) -> list[Spec]:
+    def run(
+        self,
+        *flags: str,
+        parallel: bool,
+        focus: str = "",
+        skip: Sequence[str] = (),
+        deadline_s: float = DEADLINE_S,
+    ) -> list[Spec]:
         """Runs the specs that the expressions choose and returns how each ended; never the benchmarks.
 
         Raises RuntimeError when there is no report, TimeoutError when there is no end.
@@ -117,11 +124,11 @@ class Suite:
             # critest itself adds the filter of the benchmarks
             ginkgo = [f"--ginkgo.{each}" for each in (*choice[1:], f"json-report={report}", "no-color", "v")]
             command = [self.program, *ginkgo, *own]
-        return self._ended(command, report)
+        return self._ended(command, report, deadline_s)
 
-    def _ended(self, command: Sequence[str | Path], report: Path) -> list[Spec]:
+    def _ended(self, command: Sequence[str | Path], report: Path, deadline_s: float) -> list[Spec]:
         pid = self.node.start(*command, log="critest", env={"TMPDIR": str(_temporary(self.node))})
-        wait_until(lambda: self.node.exit_code(pid) is not None, deadline_s=_DEADLINE_S, what="the end of critest")
+        wait_until(lambda: self.node.exit_code(pid) is not None, deadline_s=deadline_s, what="the end of critest")
         if not report.exists():
             raise RuntimeError(f"critest wrote no report: {self.node.log('critest').read_text()[-4000:]}")
         return _read(report)
