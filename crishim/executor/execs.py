@@ -11,9 +11,9 @@ import os
 from _signal import pidfd_send_signal
 
 from crishim.cgroups import effects
-from crishim.executor import child, plan
+from crishim.executor import child, plan, userns
 from crishim.executor.lower import lower
-from crishim.linux import process
+from crishim.linux import fs, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,6 +83,29 @@ def _point_back(own_pid_namespace: int) -> None:
         os._exit(70)  # every later child would be born in a stranger's namespace
 
 
+def _give_pipes(fds: tuple[int, ...], uid: int, target: int, namespaces: int, proc: int) -> None:
+    """To the user `uid` of the process's user namespace: its init is the process of pidfd `target`."""
+    if namespaces & process.CLONE_NEWUSER:
+        uid = _outside(uid, target, proc)
+    if uid:
+        for fd in fds:
+            if fd >= 0:
+                fs.give_pipe(fd, uid)
+
+
+def _outside(uid: int, target: int, proc: int) -> int:
+    """The host's number of a uid in the user namespace of a process; 0 when it has none, and set-up will say so."""
+    with open(f"/proc/self/fdinfo/{target}", "rb") as info:
+        pid = next(line.split()[1] for line in info if line.startswith(b"Pid:"))
+    fd = os.open(pid + b"/uid_map", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    try:
+        return userns.outside([[int(word) for word in line.split()] for line in os.read(fd, 1 << 16).splitlines()], uid)
+    except OSError:
+        return 0
+    finally:
+        os.close(fd)
+
+
 def start(message: Message, own_pid_namespace: int, proc: int, privileges: Privileges) -> Exec:
     """Clone the exec of a message; OSError when the container's init is gone (ESRCH) or a clone is refused.
 
@@ -102,6 +125,7 @@ def start(message: Message, own_pid_namespace: int, proc: int, privileges: Privi
         high = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, 10)
         ours.append(high)
         namespaces: int = value["namespaces"]  # type: ignore[assignment]
+        _give_pipes((stdin, stdout, stderr), value["uid"], target, namespaces, proc)  # type: ignore[arg-type]
         if namespaces & process.CLONE_NEWUSER:
             privileges = privileges.in_user_namespace()
         program = lower(plan.exec_steps(value, opened, namespaces), privileges, high)

@@ -29,7 +29,7 @@ from crishim.executor import child, plan, prepare, wire
 from crishim.executor.hooks import Hooks
 from crishim.executor.lower import lower
 from crishim.executor.prepare import Opened, StepFailed
-from crishim.linux import process
+from crishim.linux import fs, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _run_hooks(
 
 
 def _open_stdio(container: dict[str, object], given: list[int], opened: Opened, started: Started, owner: int) -> None:
-    """Pipes to the monitor, which `owner` may open again, or the caller's descriptors; -1 is the container's null."""
+    """Pipes to the monitor or the caller's descriptors, of which `owner` gets the pipes; -1 is the container's null."""
     roles = opened.by_role
     descriptors = container["descriptors"]
     process_ = container["process"]
@@ -211,18 +211,21 @@ def _open_stdio(container: dict[str, object], given: list[int], opened: Opened, 
     for index, (name, fd) in enumerate(zip(descriptors, given)):
         roles[b"extra:%d" % index if name == b"extra" else name] = fd
     wanted = container["log"] or container["stdin"]
-    if b"stdout" in descriptors or process_["terminal"] or not wanted:
-        return
+    if wanted and b"stdout" not in descriptors and not process_["terminal"]:
+        _make_pipes(bool(container["stdin"]), roles, started)
+    if owner:
+        for name in (b"stdin", b"stdout", b"stderr"):
+            if roles[name] >= 0:
+                fs.give_pipe(roles[name], owner)
+
+
+def _make_pipes(stdin: bool, roles: dict[bytes, int], started: Started) -> None:
     for stream, name in ((1, b"stdout"), (2, b"stderr")):
         ours, roles[name] = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(ours, False)
         started.outputs.append((ours, stream))
-    if container["stdin"]:
+    if stdin:
         roles[b"stdin"], started.stdin = os.pipe2(os.O_CLOEXEC)
-    if owner:
-        for name in (b"stdin", b"stdout", b"stderr"):
-            if roles[name] >= 0:
-                os.fchown(roles[name], owner, -1)
 
 
 def _owner(monitor: Monitor, container: dict[str, object]) -> int:

@@ -25,11 +25,11 @@ class UserNamespace:
 
     def host_uid(self, uid: int) -> int:
         """The host's number of a uid inside; OSError EINVAL when it is not mapped."""
-        return _outside(self.uids, uid)
+        return outside(self.uids, uid)
 
     def host_gid(self, gid: int) -> int:
         """The host's number of a gid inside; OSError EINVAL when it is not mapped."""
-        return _outside(self.gids, gid)
+        return outside(self.gids, gid)
 
 
 def make(uids: list[list[int]], gids: list[list[int]], kinds: int) -> UserNamespace:
@@ -97,7 +97,8 @@ def _write_map(pid: int, name: bytes, lines: list[list[int]]) -> None:
         os.close(fd)
 
 
-def _outside(lines: list[list[int]], number: int) -> int:
+def outside(lines: list[list[int]], number: int) -> int:
+    """What a number of a map's inside is outside; OSError EINVAL when it is not mapped."""
     for inside, outside, count in lines:
         if inside <= number < inside + count:
             return outside + number - inside

@@ -105,6 +105,12 @@ def is_device(fd: int, major: int, minor: int) -> bool:
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(major, minor)
 
 
+def give_pipe(fd: int, uid: int) -> None:
+    """A pipe that becomes somebody's stdio is theirs, or they could not open /dev/stdout; nothing else changes hands."""
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        os.fchown(fd, uid, -1)
+
+
 def read_bounded(fd: int, limit: int) -> bytes:
     """All bytes of an open file, at most `limit`; OSError EFBIG when it holds more."""
     parts: list[bytes] = []

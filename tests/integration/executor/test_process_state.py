@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from crishim.errors import StartFailed
+from crishim.executor.client import ExecSpec
 from crishim.model.process import CpuAffinity, IoPriority, LogTarget, MemoryPolicy, MountSpec, Rlimit, Scheduler, User
 from tests.integration.conftest import Run
-from tests.support.container import IDLE, MOUNTS, Pod, program, script
+from tests.support.container import IDLE, MOUNTS, Exec, Pod, program, script
 
 
 def test_signals_have_their_default_action_and_none_is_blocked(run: Run) -> None:
@@ -149,6 +150,29 @@ def test_output_can_be_opened_again_by_the_user(pod: Pod, tmp_path: Path) -> Non
     container.wait()
     written = [line.split(" ", 3)[3] for line in (tmp_path / "0.log").read_text().splitlines()]
     assert sorted(written) == ["again", "direct", "error", "rc 0"]
+
+
+def test_a_pipe_that_is_given_becomes_the_users(run: Run) -> None:
+    ended = run(script("echo again > /dev/stdout; echo error > /dev/stderr", user=User(uid=1000, gid=1000)))
+    assert sorted(ended.lines) == ["again", "error"]
+
+
+def test_a_device_that_is_given_stays_whose_it_is(pod: Pod) -> None:
+    container = pod.start(program(*IDLE))
+    with open("/dev/zero", "rb") as device:
+        before = os.fstat(device.fileno()).st_uid
+        spec = ExecSpec(
+            container_id=container.id,
+            init_pidfd=container.pidfd,
+            process=program("/bin/true", user=User(uid=1000)),
+            cgroup_path=container.spec.cgroup.path,
+            namespaces=container.namespaces(),
+            stdin=device.fileno(),
+        )
+        exec_ = Exec(pod.node, pod.node.run(pod.node.executor.exec(spec)), -1)
+        assert exec_.wait().code == 0
+        exec_.close()
+        assert os.fstat(device.fileno()).st_uid == before
 
 
 def test_io_priority_is_set(run: Run) -> None:

@@ -125,6 +125,12 @@ def test_an_exec_joins_it(pod: Pod) -> None:
     exec_.wait()
 
 
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_an_exec_may_open_its_output_again(pod: Pod, uid: int) -> None:
+    ended = pod.exec(pod.start(program(*IDLE)), script("echo again > /dev/stdout", user=User(uid=uid)))
+    assert ended.lines == ["again"]
+
+
 def test_the_images_files_belong_to_root_inside_and_new_ones_to_its_host_id_outside(pod: Pod) -> None:
     spec = pod.spec(
         script("stat -c %u:%g /bin/busybox / /etc/passwd; touch /new; chown 5:6 /etc/passwd", capabilities=ROOT)
