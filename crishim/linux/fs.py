@@ -106,7 +106,7 @@ def is_device(fd: int, major: int, minor: int) -> bool:
 
 
 def give_pipe(fd: int, uid: int) -> None:
-    """A pipe that becomes somebody's stdio is theirs, or they could not open /dev/stdout; nothing else changes hands."""
+    """A pipe that becomes a process's stdio becomes its user's, who may open /dev/stdout again; nothing else does."""
     if stat.S_ISFIFO(os.fstat(fd).st_mode):
         os.fchown(fd, uid, -1)
 
