@@ -254,7 +254,7 @@ def _mount_steps(container: dict[str, object], mounts: list[dict[str, object]], 
         kind = mount["kind"]
         target = mount["target"]
         set_, clear, _ = attributes(mount["flags"])  # type: ignore[arg-type]
-        if kind == b"bind":
+        if kind in (b"bind", b"image"):
             # attributes were set on the detached tree, where nothing can race
             steps.append(("attach", opened[b"mount:%d" % index], target, bool(mount["source_is_file"])))
         elif kind == b"shm":

@@ -122,8 +122,8 @@ def _mapped(path: bytes, user: int) -> int:
     return tree
 
 
-def open_mounts(container: dict[str, object], opened: Opened, user: int) -> None:
-    """Open the source of every bind mount; StepFailed names the mount. user: as for `open_root`."""
+def open_mounts(container: dict[str, object], opened: Opened, seed: Seed, user: int) -> None:
+    """Open the source of every bind mount and image volume; StepFailed names the mount. user: as for `open_root`."""
     mounts = container["mounts"]
     assert isinstance(mounts, list)
     for index, item in enumerate(mounts):
@@ -139,6 +139,28 @@ def open_mounts(container: dict[str, object], opened: Opened, user: int) -> None
                 ) from None
             opened.by_role[b"mount:%d" % index] = tree
             item["source_is_file"] = is_file
+        elif item["kind"] == b"image":
+            try:
+                opened.by_role[b"mount:%d" % index] = tree = _open_image(item, seed, user)
+            except OSError as error:
+                source, target = (item[key].decode("utf-8", "replace") for key in ("source", "target"))
+                raise StepFailed(
+                    f'ImageVolumeMountFailed: mounting "{source or "/"}" of the image at "{target}":'
+                    f" {os.strerror(error.errno or 0).lower()}"
+                ) from None
+            item["source_is_file"] = not stat.S_ISDIR(os.fstat(tree).st_mode)
+
+
+def _open_image(item: dict[str, object], seed: Seed, user: int) -> int:
+    """A read-only mount of an image, or of what a path names in it."""
+    tree = open_root({"path": None, "lowers": item["layers"], "upper": None, "work": None}, seed, user)
+    source = item["source"]
+    assert isinstance(source, bytes)
+    if source:
+        tree = seed.subtree(tree, source)
+    set_, clear, _ = plan.attributes(item["flags"])  # type: ignore[arg-type]
+    mount.mount_setattr(tree, set_=set_, clear=clear, propagation=mount.MS_PRIVATE)
+    return tree
 
 
 def _open_bind(item: dict[str, object], make_missing: bool, user: int) -> tuple[int, bool]:

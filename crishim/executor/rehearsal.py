@@ -107,7 +107,7 @@ def _rehearse_messages(seed: Seed, privileges: Privileges) -> None:
     assert message is not None
     opened = prepare.Opened()
     prepare.open_namespaces(message.body, opened)
-    prepare.open_mounts(message.body, opened, -1)
+    prepare.open_mounts(message.body, opened, seed, -1)
     opened.by_role[b"root"] = prepare.open_root(message.body["rootfs"], seed, -1)  # type: ignore[arg-type]
     for name in (b"stdin", b"stdout", b"stderr"):
         opened.by_role[name] = -1

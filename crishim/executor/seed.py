@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from crishim.linux import mount, process
+from crishim.linux import fs, mount, process
 from crishim.linux.fs import AT_FDCWD
 
 
@@ -44,6 +44,25 @@ class Seed:
         try:
             return mount.open_tree(AT_FDCWD, path, mount.OPEN_TREE_CLONE)
         finally:
+            self.leave()
+
+    def subtree(self, tree: int, path: bytes) -> int:
+        """A detached copy of what `path` names inside a detached tree, which is used up; no link leads out of it.
+
+        Only what is attached can be copied before Linux 6.15, so it is attached in a copy of the seed that ends here.
+        """
+        self.enter()
+        try:
+            process.unshare(process.CLONE_NEWNS)
+            place = os.open("/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            mount.move_mount(tree, place)
+            os.close(place)
+            found = fs.openat2(tree, path, os.O_PATH)
+            copy = mount.open_tree(found, b"", mount.OPEN_TREE_CLONE | fs.AT_EMPTY_PATH)
+            os.close(found)
+            return copy
+        finally:
+            os.close(tree)
             self.leave()
 
     def leave(self) -> None:

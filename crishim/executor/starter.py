@@ -132,7 +132,7 @@ def _open_sources(monitor: Monitor, container: dict[str, object], opened: Opened
     roles = opened.by_role
     prepare.open_namespaces(container, opened)
     user = _open_user_namespace(monitor, container, opened)
-    prepare.open_mounts(container, opened, user)
+    prepare.open_mounts(container, opened, monitor.seed, user)
     try:
         roles[b"root"] = prepare.open_root(container["rootfs"], monitor.seed, user)  # type: ignore[arg-type]
     except OSError as error:

@@ -46,7 +46,7 @@ _LONG_LIMIT = (1 << 63) - 1
 #: ids that a list of CPUs may name, as runc has it; and of nodes, of which no kernel has more (CONFIG_NODES_SHIFT)
 _CPU_LIMIT = 65536
 _NODE_LIMIT = 1024
-_FILE_SYSTEMS = frozenset({"bind", "shm", "cgroup", "proc", "sysfs", "tmpfs", "devpts", "mqueue"})
+_FILE_SYSTEMS = frozenset({"bind", "image", "shm", "cgroup", "proc", "sysfs", "tmpfs", "devpts", "mqueue"})
 
 
 def container_value(spec: ContainerSpec, hierarchy: Hierarchy) -> dict[str, object]:
@@ -279,6 +279,8 @@ def _mount_value(index: int, mount: MountSpec) -> dict[str, object]:
             raise InvalidSpec(f"{where}.flags: {flag!r} is not a mount flag")
     if mount.kind == "bind" and not mount.source.startswith("/"):
         raise InvalidSpec(f"{where}.source: {mount.source!r} is not an absolute path")
+    if (mount.kind == "image") != bool(mount.layers):
+        raise InvalidSpec(f"{where}.layers: an image has layers, and nothing else has")
     return {
         "target": target,
         "kind": mount.kind.encode(),
@@ -289,6 +291,7 @@ def _mount_value(index: int, mount: MountSpec) -> dict[str, object]:
         "private": mount.propagation is Propagation.PRIVATE,
         "recursive": mount.recursive,
         "idmap": mount.idmap,
+        "layers": [os.fsencode(layer) for layer in mount.layers],
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from crishim.errors import InvalidSpec
@@ -32,13 +32,20 @@ class RootFsStore:
         self._layers = layers
         self._directory.mkdir(mode=0o700, exist_ok=True)
 
-    async def prepare(self, container_id: str, image: Image, owner: tuple[int, int] | None = None) -> RootFs:
+    async def prepare(
+        self,
+        container_id: str,
+        image: Image,
+        owner: tuple[int, int] | None = None,
+        volumes: Sequence[Image] = (),
+    ) -> RootFs:
         """Hold the image's layers and make an empty writable layer. Calling it again keeps what is there.
 
+        volumes: images whose layers are held too, because the container mounts them.
         owner: uid and gid of the container's "/", when they are not those of the image's (a pod with a user namespace).
         NotFound when the image was removed meanwhile, Exhausted when the disk is full.
         """
-        return await asyncio.to_thread(self._prepare, container_id, image, owner)
+        return await asyncio.to_thread(self._prepare, container_id, image, owner, volumes)
 
     async def release(self, container_id: str) -> None:
         """Remove the writable layer and let go of the image's layers; nothing when it is gone.
@@ -57,11 +64,13 @@ class RootFsStore:
             raise InvalidSpec(f"container id {container_id!r} is not a name of letters, digits, '_', '.' and '-'")
         return self._directory / container_id
 
-    def _prepare(self, container_id: str, image: Image, owner: tuple[int, int] | None) -> RootFs:
+    def _prepare(
+        self, container_id: str, image: Image, owner: tuple[int, int] | None, volumes: Sequence[Image]
+    ) -> RootFs:
         directory = self.path(container_id)
         if not image.chain_ids:
             raise InvalidSpec(f"image {image.id} has no layers: there is nothing to run")
-        self._table.put_rootfs(container_id, image)  # first: a crash after it leaves a row that release finds
+        self._table.put_rootfs(container_id, image, volumes)  # first: a crash after it leaves a row that release finds
         lowers = self._layers.paths(image.chain_ids)
         with own_files(directory):
             self._make(directory, image, lowers, owner)

@@ -11,7 +11,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,13 +162,16 @@ class ImageTable:
             connection.executemany("DELETE FROM layer WHERE chain_id = ?", [(layer.chain_id,) for layer in unused])
         return unused
 
-    def put_rootfs(self, container_id: str, image: Image) -> None:
-        """Hold the layers of an image for a container. NotFound when a layer was freed meanwhile."""
+    def put_rootfs(self, container_id: str, image: Image, volumes: Sequence[Image] = ()) -> None:
+        """Hold the layers of an image, and of those it has as volumes, for a container.
+
+        NotFound when a layer was freed meanwhile.
+        """
         with self._transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO rootfs VALUES (?, ?)", (container_id, image.id))
-            for chain in image.chain_ids:
+            for held, chain in ((each, chain) for each in (image, *volumes) for chain in each.chain_ids):
                 if connection.execute("SELECT 1 FROM layer WHERE chain_id = ?", (chain,)).fetchone() is None:
-                    raise NotFound(f"image {image.id} is not in the store: its layer {chain} was removed")
+                    raise NotFound(f"image {held.id} is not in the store: its layer {chain} was removed")
                 connection.execute("INSERT OR IGNORE INTO rootfs_layer VALUES (?, ?)", (container_id, chain))
 
     def drop_rootfs(self, container_id: str) -> bool:

@@ -38,6 +38,8 @@ class Mount:
     recursive_read_only: bool = False
     image: str | None = None
     image_sub_path: str = ""
+    #: digest of the image as it was found, for those who ask for the status; set at creation
+    image_ref: str = ""
     #: CRI `mount_options` (v0.36+), for instance "noexec"
     options: tuple[str, ...] = ()
 

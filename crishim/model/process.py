@@ -165,7 +165,8 @@ class Propagation(enum.Enum):
 class MountSpec:
     """One mount inside the container, in the order given.
 
-    kind: "bind" (source is a host path), or a file system type: "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup".
+    kind: "bind" (source is a host path), "image" (`layers` of an image, topmost first; source is what is shown of it,
+    "" for all), or a file system type: "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup".
     options: file system data ("mode=755", "size=65536k"); flags: "ro", "nosuid", "nodev", "noexec", "rro", "relatime",
     "strictatime", "noatime". A bind is recursive unless `recursive` is False, and with `idmap` its files belong to whom
     the container's user namespace maps their owners.
@@ -179,6 +180,7 @@ class MountSpec:
     propagation: Propagation = Propagation.PRIVATE
     recursive: bool = True
     idmap: bool = False
+    layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

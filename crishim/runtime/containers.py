@@ -38,6 +38,7 @@ from crishim.runtime.stopping import Stopping
 from crishim.runtime.undo import Undo
 from crishim.runtime.users import ImageUsers
 from crishim.runtime.verdict import outcome_of, start_failed
+from crishim.runtime.volumes import reference_of, volume_images, with_digests
 from crishim.spec.capabilities import capability_sets, default_of
 from crishim.spec.cgroup import container_cgroup
 from crishim.spec.container import Surroundings, all_devices, check_namespaces, container_spec, namespaces_of
@@ -124,6 +125,7 @@ class Containers:
         check_namespaces(config, sandbox)
         image = self._images.resolve(config.image)
         arguments(config, image.config)
+        volumes = volume_images(config, self._images)
         container_id = secrets.token_hex(32)
         self._store.reserve_container(ContainerReservation(container_id, sandbox.id, config))
         reached("create_container.reserved")
@@ -132,15 +134,15 @@ class Containers:
             cgroup = container_cgroup(sandbox.cgroup_path, container_id)
             undo.push("the root file system", lambda: self._removal.discard(sandbox.id, container_id, cgroup))
             operation.enter("create_container.rootfs")
-            rootfs = await self._images.rootfs.prepare(container_id, image)
+            rootfs = await self._images.rootfs.prepare(container_id, image, volumes=tuple(volumes.values()))
             reached("create_container.rootfs")
             operation.enter("create_container.spec")
-            spec = await self._translate(container_id, config, sandbox, image, rootfs)
+            spec = await self._translate(container_id, config, sandbox, image, rootfs, volumes)
             self._places.write_spec(sandbox.id, spec)
             reached("create_container.spec")
             operation.enter("create_container.status")
             self._ready_sandbox(sandbox.id)  # it may have been stopped meanwhile
-            self._store.put_container(_container(spec, config, sandbox, image))
+            self._store.put_container(_container(spec, with_digests(config, volumes), sandbox, image))
             undo.keep()
         reached("create_container.status")
         return container_id
@@ -155,7 +157,13 @@ class Containers:
         self._store.release_container(container_id)
 
     async def _translate(
-        self, container_id: str, config: ContainerConfig, sandbox: Sandbox, image: Image, rootfs: RootFs
+        self,
+        container_id: str,
+        config: ContainerConfig,
+        sandbox: Sandbox,
+        image: Image,
+        rootfs: RootFs,
+        volumes: Mapping[int, Image],
     ) -> ContainerSpec:
         await self._check_sources(config)
         users = await self._users.of(image)
@@ -171,6 +179,7 @@ class Containers:
             localhost_filter=await self._localhost_filter(config.security, sandbox.handler),
             make_missing_sources=self._settings.make_missing_sources,
             rlimits=self._settings.rlimits,
+            image_volumes={index: self._images.layer_paths(each) for index, each in volumes.items()},
         )
         spec = container_spec(container_id, config, sandbox, around)
         cgroup_plan(spec.cgroup.path, spec.cgroup.resources, spec.cgroup.devices, self._executor.hierarchy)
@@ -342,7 +351,7 @@ def _container(spec: ContainerSpec, config: ContainerConfig, sandbox: Sandbox, i
         state=ContainerState.CREATED,
         created_at_ns=time.time_ns(),
         image_id=image.id,
-        image_ref=image.repo_digests[0] if image.repo_digests else image.id,
+        image_ref=reference_of(image),
         image_name=image.repo_tags[0] if image.repo_tags else config.user_specified_image or config.image,
         user=reported_user(spec.process.user),
         log_path=log_path,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from crishim.errors import InvalidSpec, Unsupported
 from crishim.model.container import ContainerConfig
@@ -52,6 +53,8 @@ class Surroundings:
     make_missing_sources: bool = True
     #: of every container's processes; the runtime handler and the pod's annotations change them
     rlimits: tuple[Rlimit, ...] = ()
+    #: directories of the image of each image volume, topmost layer first, by its position in `config.mounts`
+    image_volumes: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
 
 def container_spec(container_id: str, config: ContainerConfig, sandbox: Sandbox, around: Surroundings) -> ContainerSpec:
@@ -89,7 +92,11 @@ def container_spec(container_id: str, config: ContainerConfig, sandbox: Sandbox,
         ),
         namespaces=_namespaces(pid_mode, security.privileged),
         mounts=container_mounts(
-            config, sandbox.config.security.namespaces.ipc, around.files, cgroup_writable=handler.cgroup_writable
+            config,
+            sandbox.config.security.namespaces.ipc,
+            around.files,
+            layers=around.image_volumes,
+            cgroup_writable=handler.cgroup_writable,
         ),
         device_nodes=_nodes(around.devices),
         masked_paths=() if security.privileged else check_paths("masked_paths", security.masked_paths),

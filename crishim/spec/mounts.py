@@ -6,7 +6,8 @@ Parents come before what lies inside them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from crishim.errors import InvalidSpec, Unsupported
 from crishim.model.container import ContainerConfig, Mount
@@ -14,14 +15,23 @@ from crishim.model.process import MountSpec, Propagation
 from crishim.model.sandbox import NamespaceMode
 from crishim.spec.facts import PodFiles
 
+_NONE: Mapping[int, tuple[str, ...]] = MappingProxyType({})
 _SAFE = ("nosuid", "noexec", "nodev")
 
 
 def container_mounts(
-    config: ContainerConfig, ipc: NamespaceMode, files: PodFiles, *, cgroup_writable: bool = False
+    config: ContainerConfig,
+    ipc: NamespaceMode,
+    files: PodFiles,
+    *,
+    layers: Mapping[int, tuple[str, ...]] = _NONE,
+    cgroup_writable: bool = False,
 ) -> tuple[MountSpec, ...]:
-    """All mounts below "/". InvalidSpec and Unsupported name the field of the request."""
-    asked = [_requested(index, mount) for index, mount in enumerate(config.mounts)]
+    """All mounts below "/". InvalidSpec and Unsupported name the field of the request.
+
+    layers: directories of the image of each image volume, by its position among the mounts of the request.
+    """
+    asked = [_requested(index, mount, layers.get(index, ())) for index, mount in enumerate(config.mounts)]
     targets = {mount.target for mount in asked}
     defaults = [
         mount
@@ -69,13 +79,13 @@ def _pod_files(files: PodFiles, readonly: bool) -> list[MountSpec]:
     return [MountSpec(target, "bind", source, flags) for target, source in pairs if source]
 
 
-def _requested(index: int, mount: Mount) -> MountSpec:
+def _requested(index: int, mount: Mount, layers: tuple[str, ...]) -> MountSpec:
     field = f"config.mounts[{index}]"
-    if mount.image is not None:
-        raise Unsupported(f"{field}.image: ImageVolumeMountFailed: image volumes are not supported by this version")
     if mount.uid_mappings or mount.gid_mappings:
         raise Unsupported(f"{field}.uidMappings: user namespaces are not supported by this version")
     target = _target(field, mount.container_path)
+    if mount.image is not None:
+        return _image_volume(field, mount, target, layers)
     if not mount.host_path.startswith("/") or "\0" in mount.host_path:
         raise InvalidSpec(f"{field}.host_path: {mount.host_path!r} is not an absolute path")
     flags = [_option(field, option) for option in mount.options]
@@ -86,6 +96,17 @@ def _requested(index: int, mount: Mount) -> MountSpec:
     elif mount.readonly:
         flags.append("ro")
     return MountSpec(target, "bind", mount.host_path, tuple(flags), (), mount.propagation)
+
+
+def _image_volume(field: str, mount: Mount, target: str, layers: tuple[str, ...]) -> MountSpec:
+    """Read-only, and programs may run from it; what an image marks as set-user-id gives no one anything."""
+    if not mount.readonly:
+        raise InvalidSpec(f"{field}.readonly: false, but an image volume is read-only")
+    if mount.propagation is Propagation.BIDIRECTIONAL:
+        raise InvalidSpec(f"{field}.propagation: BIDIRECTIONAL, but an image volume has nothing to propagate")
+    options = [_option(field, option) for option in mount.options]
+    flags = tuple(dict.fromkeys(("ro", "nosuid", "nodev", *options)))
+    return MountSpec(target, "image", mount.image_sub_path, flags, layers=layers)
 
 
 def _target(field: str, path: str) -> str:

@@ -1,6 +1,6 @@
 """A small image made from the machine's static busybox, as one tar that is an OCI layout and a docker archive at once.
 
-Every runtime can import it, so no registry is needed to run a pod. Beyond its scope: compressed layers, many layers.
+Every runtime can import it, so no registry is needed to run a pod. Beyond its scope: compressed layers.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ def write_image(path: Path, name: str, *, files: Mapping[str, bytes] | None = No
     `files` maps further absolute paths to content (mode 0755); `config` are fields of the OCI image config's "config"
     object, by default a shell that sleeps for ever.
     """
-    layer = _layer(files or {})
-    diff_id = _digest(layer)
+    settings = {"Env": ["PATH=/bin:/usr/bin"], "Cmd": ["/bin/sleep", "infinity"]} | config
+    return write_layers(path, name, [_layer(files or {})], settings)
+
+
+def write_layers(path: Path, name: str, layers: Sequence[bytes], config: Mapping[str, Any] | None = None) -> Path:
+    """Writes the archive of an image of these layers, tar archives with the bottom first, and returns its path."""
     image_config = _json(
         {
             "architecture": _architecture(),
             "os": "linux",
-            "config": {"Env": ["PATH=/bin:/usr/bin"], "Cmd": ["/bin/sleep", "infinity"]} | config,
-            "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+            "config": config or {},
+            "rootfs": {"type": "layers", "diff_ids": [_digest(layer) for layer in layers]},
         }
     )
     media = "application/vnd.oci.image"
@@ -42,13 +46,13 @@ def write_image(path: Path, name: str, *, files: Mapping[str, bytes] | None = No
             "schemaVersion": 2,
             "mediaType": f"{media}.manifest.v1+json",
             "config": _descriptor(f"{media}.config.v1+json", image_config),
-            "layers": [_descriptor(f"{media}.layer.v1.tar", layer)],
+            "layers": [_descriptor(f"{media}.layer.v1.tar", layer) for layer in layers],
         }
     )
     names = {"org.opencontainers.image.ref.name": name.rpartition(":")[2], "io.containerd.image.name": name}
     top = _descriptor(f"{media}.manifest.v1+json", manifest) | {"annotations": names}
-    blobs = {_blob_path(content): content for content in (layer, image_config, manifest)}
-    docker = {"Config": _blob_path(image_config), "RepoTags": [name], "Layers": [_blob_path(layer)]}
+    blobs = {_blob_path(content): content for content in (*layers, image_config, manifest)}
+    docker = {"Config": _blob_path(image_config), "RepoTags": [name], "Layers": [_blob_path(layer) for layer in layers]}
     with tarfile.open(path, "w") as archive:
         _add(archive, "oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
         _add(archive, "index.json", _json({"schemaVersion": 2, "manifests": [top]}))

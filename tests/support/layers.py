@@ -37,15 +37,15 @@ def hardlink(name: str, target: str, **fields: Any) -> tarfile.TarInfo:
     return entry(name, tarfile.LNKTYPE, link=target, **fields)
 
 
-def archive(members: Sequence[tarfile.TarInfo | tuple[str, bytes]]) -> bytes:
-    """A tar of members without content and of (name, content)."""
+def archive(members: Sequence[tarfile.TarInfo | tuple[str | tarfile.TarInfo, bytes]]) -> bytes:
+    """A tar of members without content and of (name or member, content)."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for member in members:
             if isinstance(member, tarfile.TarInfo):
                 tar.addfile(member)
             else:
-                file = entry(member[0])
+                file = entry(member[0]) if isinstance(member[0], str) else member[0]
                 file.size = len(member[1])
                 tar.addfile(file, io.BytesIO(member[1]))
     return buffer.getvalue()

@@ -53,7 +53,7 @@ def _mount(path: str, message: pb.Mount) -> Mount:
         gid_mappings=security.mappings_from_proto(f"{path}.gidMappings", message.gidMappings),
         recursive_read_only=message.recursive_read_only,
         image=_image(path, message),
-        image_sub_path=checks.below(f"{path}.image_sub_path", message.image_sub_path) if message.image_sub_path else "",
+        image_sub_path=_sub_path(f"{path}.image_sub_path", message.image_sub_path),
         options=tuple(message.mount_options),
     )
 
@@ -77,6 +77,11 @@ def _image(path: str, message: pb.Mount) -> str | None:
     return None
 
 
+def _sub_path(path: str, value: str) -> str:
+    """A path below the root of the image; "" for all of it."""
+    return checks.below(path, value.rstrip("/")) if value else ""
+
+
 def _to_proto(mount: Mount) -> pb.Mount:
     message = pb.Mount(
         container_path=mount.container_path,
@@ -92,4 +97,5 @@ def _to_proto(mount: Mount) -> pb.Mount:
     )
     if mount.image is not None:
         message.image.image = mount.image
+        message.image.image_ref = mount.image_ref
     return message

@@ -64,6 +64,8 @@ def test_a_process_field_that_cannot_be_honoured(change: dict[str, Any], message
         (MountSpec("/proc/self", source="/x"), r"mounts\[1\].target: '/proc/self' cannot be mounted over"),
         (MountSpec("/proc/./sys/", "tmpfs"), r"mounts\[1\].target: '/proc/./sys/' cannot be mounted over"),
         (MountSpec("/x", "tmpfs", flags=("loud",)), r"mounts\[1\].flags: 'loud' is not a mount flag"),
+        (MountSpec("/x", "image"), r"mounts\[1\].layers: an image has layers"),
+        (MountSpec("/x", source="/x", layers=("/l",)), r"mounts\[1\].layers: an image has layers"),
         (MountSpec("/x", source="relative"), r"mounts\[1\].source: 'relative' is not an absolute path"),
         (MountSpec("/x", source="/a\0b"), r"mounts\[1\].source: "),
         (MountSpec("/a\0b", "tmpfs"), r"mounts\[1\].target: "),

@@ -155,6 +155,15 @@ def test_a_mount_that_cannot_be_is_named(mount: Mount, words: str) -> None:
     assert str(caught.value).startswith("config.mounts[0].") and words in str(caught.value)
 
 
+def test_an_image_volume_is_read_only_and_gives_nobody_privileges() -> None:
+    volume = Mount("/data", readonly=True, image="i", image_sub_path="a/b", options=("noexec", "nodev"))
+    config = replace(CONFIG, mounts=(Mount("/x", "/y"), volume))
+    found = container_mounts(config, NamespaceMode.POD, FILES, layers={1: ("/layers/2", "/layers/1")})
+    assert [mount for mount in found if mount.kind == "image"] == [
+        MountSpec("/data", "image", "a/b", ("ro", "nosuid", "nodev", "noexec"), layers=("/layers/2", "/layers/1"))
+    ]
+
+
 def test_what_is_not_built_is_unsupported_and_not_ignored() -> None:
     with pytest.raises(Unsupported, match="uidMappings"):
         mounts(Mount("/x", "/a", uid_mappings=(IdMapping(0, 65536, 65536),)))
