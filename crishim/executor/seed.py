@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 
 from crishim.linux import fs, mount, process
-from crishim.linux.fs import AT_FDCWD
 
 
 class Seed:
@@ -42,7 +41,7 @@ class Seed:
         """A detached copy of a mount in the seed; the caller owns it."""
         process.setns(self.seed, process.CLONE_NEWNS)
         try:
-            return mount.open_tree(AT_FDCWD, path, mount.OPEN_TREE_CLONE)
+            return mount.open_tree(fs.AT_FDCWD, path, mount.OPEN_TREE_CLONE)
         finally:
             self.leave()
 
