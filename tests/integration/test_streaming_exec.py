@@ -43,10 +43,6 @@ async def until(condition: Callable[[], bool], what: str) -> None:
     assert condition(), what
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 # -- SPDY
 
 
@@ -196,35 +192,6 @@ def test_an_exec_that_cannot_start_tells_why() -> None:
             status = await client.status()
             assert status["reason"] == "InternalError"
             assert "container c is not running" in status["message"]
-
-    run(test)
-
-
-def test_1000_dropped_clients_leave_descriptors_and_processes_flat() -> None:
-    async def test() -> None:
-        async with serving() as (machine, server):
-
-            async def visit(number: int) -> None:
-                tty = number % 2 == 0
-                request = ExecRequest("c", ("cat",), tty=tty, stdin=True, stderr=False)
-                client = await ExecClient.connect(machine.url(request), "stdin", "stdout", *(["resize"] if tty else []))
-                client.client.drop()
-
-            async def settle() -> int:
-                await until(lambda: server.sessions == 0, "the end of all sessions")
-                for session in machine.sessions:
-                    await session.wait()
-                machine.sessions.clear()
-                await until(lambda: descriptors() <= highest, "descriptors of before")
-                return descriptors()
-
-            highest = 1 << 20
-            for number in range(10):
-                await visit(number)
-            highest = await settle()
-            for _ in range(50):
-                await asyncio.gather(*(visit(number) for number in range(20)))
-                await settle()
 
     run(test)
 

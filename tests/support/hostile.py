@@ -65,3 +65,8 @@ def swapping(first: Path, second: Path) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process that is in RAM (proc(5), statm)."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -20,14 +20,21 @@ GROUP = b"root:x:0:\nwww-data:x:33:\nstaff:x:50:www-data\nnobody:x:65534:\n"
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
-def write_image(path: Path, name: str, *, files: Mapping[str, bytes] | None = None, **config: Any) -> Path:
+def write_image(
+    path: Path,
+    name: str,
+    *,
+    files: Mapping[str, bytes] | None = None,
+    links: Mapping[str, str] | None = None,
+    **config: Any,
+) -> Path:
     """Writes the archive of an image called `name` (REPOSITORY:TAG) and returns its path.
 
-    `files` maps further absolute paths to content (mode 0755); `config` are fields of the OCI image config's "config"
-    object, by default a shell that sleeps for ever.
+    `files` maps further absolute paths to content (mode 0755) and `links` to what symlinks name; `config` are fields of
+    the OCI image config's "config" object, by default a shell that sleeps for ever.
     """
     settings = {"Env": ["PATH=/bin:/usr/bin"], "Cmd": ["/bin/sleep", "infinity"]} | config
-    return write_layers(path, name, [_layer(files or {})], settings)
+    return write_layers(path, name, [_layer(files or {}, links or {})], settings)
 
 
 def write_layers(path: Path, name: str, layers: Sequence[bytes], config: Mapping[str, Any] | None = None) -> Path:
@@ -64,27 +71,27 @@ def write_layers(path: Path, name: str, layers: Sequence[bytes], config: Mapping
 
 def write_rootfs(directory: Path) -> Path:
     """Lays the same files out in a directory, for what needs a root and no image."""
-    with tarfile.open(fileobj=io.BytesIO(_layer({}))) as layer:
+    with tarfile.open(fileobj=io.BytesIO(_layer({}, {}))) as layer:
         layer.extractall(directory, filter="fully_trusted")
     for name in ("dev", "proc", "sys"):
         (directory / name).mkdir()
     return directory
 
 
-def _layer(files: Mapping[str, bytes]) -> bytes:
+def _layer(files: Mapping[str, bytes], links: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, mode in (("bin", 0o755), ("etc", 0o755), ("root", 0o700), ("tmp", 0o1777), ("var", 0o755)):
             _add(archive, name, None, mode)
         _add(archive, "bin/busybox", BUSYBOX.read_bytes(), 0o755)
         for applet in _applets():
-            link = tarfile.TarInfo(f"bin/{applet}")
-            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
-            archive.addfile(link)
+            _add_link(archive, f"bin/{applet}", "busybox")
         for name, content in {"/etc/passwd": PASSWD, "/etc/group": GROUP}.items():
             _add(archive, name.lstrip("/"), content)
         for name, content in files.items():
             _add(archive, name.lstrip("/"), content, 0o755)
+        for name, target in links.items():
+            _add_link(archive, name.lstrip("/"), target)
     return buffer.getvalue()
 
 
@@ -102,6 +109,12 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes | None, mode: int =
     else:
         entry.size = len(content)
         archive.addfile(entry, io.BytesIO(content))
+
+
+def _add_link(archive: tarfile.TarFile, name: str, target: str) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname = tarfile.SYMTYPE, target
+    archive.addfile(entry)
 
 
 def _architecture() -> str:

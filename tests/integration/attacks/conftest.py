@@ -60,11 +60,11 @@ def sandbox(server: Server) -> tuple[str, Any]:
 
 @pytest.fixture
 def load_image(server: Server, tmp_path: Path) -> Callable[..., m.ImageSpec]:
-    """Loads an image with the attacker's files and configuration, and names it."""
+    """Loads an image with content as `write_image` takes it, and names it."""
 
-    def load(name: str, *, files: dict[str, bytes] | None = None, **config: Any) -> m.ImageSpec:
+    def load(name: str, **content: Any) -> m.ImageSpec:
         reference = f"attacker.example/{name}:1"
-        server.client.load(str(write_image(tmp_path / f"{name}.tar", reference, files=files, **config)))
+        server.client.load(str(write_image(tmp_path / f"{name}.tar", reference, **content)))
         return m.ImageSpec(image=reference)
 
     return load

@@ -1,0 +1,197 @@
+"""Images that attack the node: their layers, user files, volumes, labels and links."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crishim.cri.client import messages as m
+from crishim.errors import CrishimError, InvalidSpec
+from tests.support.hostile import resident_bytes
+from tests.support.layers import archive, directory, entry, hardlink, snapshot, symlink, unpack
+from tests.support.server import Server, container_config
+
+Load = Callable[..., m.ImageSpec]
+
+PASSWD = b"root:x:0:0:root:/root:/bin/sh\n1000:x:0:0:trap:/root:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n"
+
+
+def refused(call: Callable[[], object], *words: str) -> None:
+    """The call is refused by a sentence with all these words."""
+    with pytest.raises(InvalidSpec) as caught:
+        call()
+    for word in words:
+        assert word in str(caught.value), caught.value
+
+
+def end(server: Server, container: str) -> None:
+    server.stop(container, timeout=0)
+    server.remove(container)
+
+
+def started(server: Server, sandbox: tuple[str, Any], image: m.ImageSpec, *command: str, **fields: Any) -> str:
+    return server.started(*sandbox, *(command or ("sleep", "1000")), name="hostile", image=image, **fields)
+
+
+def test_t01_a_number_is_never_a_name(server: Server, sandbox: tuple[str, Any], load_image: Load) -> None:
+    """CVE-2016-3697: the image's passwd has a user called "1000", who is root.
+
+    Defence: what reads as a number is an id; out of range it is an error, and wraps to nobody.
+    """
+    image = load_image("numbers", files={"/etc/passwd": PASSWD}, User="1000")
+    by_name = container_config("sleep", "1000", name="by-name", image=image)
+    by_name.linux.security_context.run_as_username = "1000"
+    by_uid = container_config("sleep", "1000", name="by-uid", image=image)
+    by_uid.linux.security_context.run_as_user.value = 1000
+    by_image = container_config("sleep", "1000", name="by-image", image=image)
+    for config in (by_name, by_uid, by_image):
+        container = server.create_config(*sandbox, config)
+        server.start_container(container)
+        assert server.sh(container, "id -u") == "1000\n"
+        end(server, container)
+
+
+@pytest.mark.parametrize("user", ["4294967296", "-1", "4294967295", "0x0", "1000:", ":5", "1e3", "nobody:4294967296"])
+def test_t01_t22_a_user_of_an_image_that_wraps_or_reads_in_two_ways_is_refused(
+    server: Server, sandbox: tuple[str, Any], load_image: Load, user: str
+) -> None:
+    """CVE-2024-40635, CVE-2026-46680, CVE-2026-30892: as USER of an image."""
+    image = load_image("wrapping", User=user)
+    refused(
+        lambda: server.create(*sandbox, name="wrapping", image=image), "group" if user.startswith("nobody") else "user"
+    )
+
+
+def test_t17_files_of_the_pod_do_not_follow_links_of_an_image(
+    server: Server, sandbox: tuple[str, Any], load_image: Load, victim: Path
+) -> None:
+    """CVE-2025-24965: as T17 on the executor, with the files that a server makes for a pod."""
+    names = ("hosts", "hostname", "resolv.conf", "mtab")
+    links = {f"/etc/{name}": f"{victim}/{'file' if name == 'hosts' else name}" for name in names}
+    links |= {"/run/.containerenv": str(victim / "file"), "/.dockerenv": str(victim / "file")}
+    container = started(server, sandbox, load_image("linked", links=links))
+    assert server.sh(container, "cat /etc/hostname") == "attacked\n"
+    assert "localhost" in server.sh(container, "cat /etc/hosts")
+    end(server, container)
+
+
+def test_t31_a_layer_does_not_write_outside_of_its_directory(tmp_path: Path, victim: Path) -> None:
+    """CVE-2021-32760, CVE-2025-47290: entries go through a link that the same layer made, to write, chmod and link.
+
+    Defence: a layer is unpacked by a process whose root directory is the layer's.
+    """
+    layer = tmp_path / "layer"
+    inside = str(victim).lstrip("/")
+    members = [
+        directory(inside),  # the same path exists inside, and takes what goes through the links
+        symlink("absolute", str(victim)), ("absolute/written", b"w"), directory("absolute/sub", 0o777),
+        symlink("climbing", "../" * 20 + inside), ("climbing/climbed", b"c"),
+        symlink("file", str(victim / "file")), hardlink("alias", "file", mode=0o777, uid=5),
+        entry("absolute/file", tarfile.FIFOTYPE, mode=0o777),
+    ]  # fmt: skip
+    assert "error" not in unpack(archive(members), layer)
+    assert (layer / inside / "written").read_bytes() == b"w"
+    assert (layer / inside / "climbed").exists()
+    assert stat.S_ISFIFO((layer / inside / "file").lstat().st_mode)
+    assert (layer / "alias").is_symlink()
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("../escape", b"")],
+        [("a/../../escape", b"")],
+        [hardlink("a", "../../etc/passwd")],
+        [hardlink("a", "/etc/passwd")],
+        [("a/.wh...", b"")],
+    ],
+    ids=["name", "climbing-name", "climbing-link", "absolute-link", "whiteout"],
+)
+def test_t31_a_layer_that_names_what_is_outside_is_refused(tmp_path: Path, members: list[Any]) -> None:
+    """The same without links: by names that climb."""
+    reply = unpack(archive(members), tmp_path / "layer")
+    assert reply["kind"] == "InvalidSpec"
+    assert os.listdir(tmp_path) == ["layer"]
+    assert snapshot(tmp_path / "layer").keys() <= {"a"}
+
+
+def test_t38_a_volume_of_an_image_copies_nothing_of_the_host(
+    server: Server, sandbox: tuple[str, Any], load_image: Load, victim: Path
+) -> None:
+    """CVE-2022-23648: an image declares volumes whose paths climb, and gets copies of what is there on the host.
+
+    Defence: volumes of an image are no mounts here; the kubelet decides about volumes. /proc stays procfs (T4).
+    """
+    paths = ("/../../etc", f"/../../../..{victim}", "/proc", "/proc/self/attr", str(victim), "relative", "/\n/etc")
+    image = load_image("volumes", Volumes={path: {} for path in paths})
+    container = started(server, sandbox, image)
+    assert server.sh(container, "stat -f -c %T /proc") == "proc\n"
+    assert server.sh(container, "cat /etc/passwd").count("\n") == 3, "the image's own"
+    assert server.exec(container, "ls", str(victim)).exit_code != 0
+    table = server.sh(container, "cut -d' ' -f2 /proc/mounts").split()
+    assert not [place for place in table if place.startswith("/etc/passwd") or str(victim) in place]
+    end(server, container)
+
+
+def test_t46_huge_user_files_are_not_read(server: Server, sandbox: tuple[str, Any], load_image: Load) -> None:
+    """CVE-2025-4437, CVE-2026-47262: user files of an image that fill the memory of whoever reads them.
+
+    Defence: they are read up to a limit, by a child; numbers work without them, names are refused.
+    """
+    assert server.process is not None
+    lines = b"".join(b"u%d:x:%d:0::/:/bin/sh\n" % (number, number) for number in range(2_000_000))
+    members = b"staff:x:50:" + b"member," * 8_000_000 + b"\n"
+    image = load_image("huge", files={"/etc/passwd": lines, "/etc/group": members})
+    before = resident_bytes(server.process.pid)
+    config = container_config(name="huge", image=image)
+    config.linux.security_context.run_as_username = "u5"
+    refused(lambda: server.create_config(*sandbox, config), "/etc/passwd", str(len(lines)))
+    config.linux.security_context.run_as_username = ""
+    config.linux.security_context.run_as_user.value = 5
+    container = server.create_config(*sandbox, config)
+    server.start_container(container)
+    assert server.sh(container, "grep Groups /proc/self/status").split() == ["Groups:", "0"]
+    assert resident_bytes(server.process.pid) - before < 16 << 20
+    end(server, container)
+
+
+def test_t46_a_user_file_that_says_to_be_huge_is_not_read(
+    server: Server, sandbox: tuple[str, Any], tmp_path: Path, load_image: Load
+) -> None:
+    """The same as a link to what never ends: it is no regular file, and nobody opens it."""
+    image = load_image("endless", links={"/etc/passwd": "/dev/zero", "/etc/group": "/proc/kmsg"})
+    config = container_config(name="endless", image=image)
+    config.linux.security_context.run_as_username = "root"
+    with pytest.raises(CrishimError, match=r"/etc/passwd|'root' is not in"):
+        server.create_config(*sandbox, config)
+
+
+def test_t48_labels_of_an_image_steer_nothing(server: Server, sandbox: tuple[str, Any], load_image: Load) -> None:
+    """CVE-2026-53488: labels of an image become labels of the runtime's own, and a command of root.
+
+    Defence: the labels and annotations of a container are those of the request, and the executor is told neither.
+    """
+    steering = {
+        "io.kubernetes.container.preStopHandler": '{"exec":{"command":["/bin/touch","/stopped"]}}',
+        "io.cri-containerd.kind": "sandbox",
+        "containerd.io/restart.logpath": "binary:///bin/touch?/tmp/steered",
+        "org.criu.checkpoint.container.name": "restored",
+        "crishim.privileged": "true",
+        "io.kubernetes.pod.uid": "another",
+    }
+    image = load_image("labelled", Labels=steering)
+    container = started(server, sandbox, image, labels={"mine": "1"})
+    status = server.status(container)
+    assert dict(status.labels) == {"mine": "1"} and dict(status.annotations) == {}
+    spec = (server.state / "sandboxes" / sandbox[0] / "specs" / container).read_text()
+    assert [
+        word for item in steering.items() for word in item if word in spec and word not in ("sandbox", "true")
+    ] == []
+    assert server.exec(container, "mount", "-t", "tmpfs", "x", "/tmp").exit_code != 0
+    end(server, container)
