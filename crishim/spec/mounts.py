@@ -83,7 +83,7 @@ def _requested(index: int, mount: Mount, layers: tuple[str, ...]) -> MountSpec:
     field = f"config.mounts[{index}]"
     if mount.uid_mappings or mount.gid_mappings:
         raise Unsupported(f"{field}.uidMappings: user namespaces are not supported by this version")
-    target = _target(field, mount.container_path)
+    target = checked_target(f"{field}.container_path", mount.container_path)
     if mount.image is not None:
         return _image_volume(field, mount, target, layers)
     if not mount.host_path.startswith("/") or "\0" in mount.host_path:
@@ -109,15 +109,16 @@ def _image_volume(field: str, mount: Mount, target: str, layers: tuple[str, ...]
     return MountSpec(target, "image", mount.image_sub_path, flags, layers=layers)
 
 
-def _target(field: str, path: str) -> str:
+def checked_target(field: str, path: str) -> str:
+    """A place in a container without "." and doubled slashes; InvalidSpec for the root, /proc and what is no path."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if not path.startswith("/") or ".." in parts or "\0" in path:
-        raise InvalidSpec(f"{field}.container_path: {path!r} is not an absolute path")
+        raise InvalidSpec(f"{field}: {path!r} is not an absolute path")
     if not parts:
-        raise InvalidSpec(f"{field}.container_path: {path!r} is the root of the container")
+        raise InvalidSpec(f"{field}: {path!r} is the root of the container")
     if parts[0] == "proc":
         # whoever owns what we read or write there would decide about labels and limits (CVE-2019-16884)
-        raise InvalidSpec(f"{field}.container_path: {path!r} cannot be mounted over")
+        raise InvalidSpec(f"{field}: {path!r} cannot be mounted over")
     return "/" + "/".join(parts)
 
 
