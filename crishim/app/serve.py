@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 #: what children of the zygote can do besides being monitors and execs
 ROLES = {
+    "poststop": "crishim.executor.poststop:run_role",
     "unpack": "crishim.images.roles:unpack",
     "count_layers": "crishim.images.counting:count_layers",
     "read_users": "crishim.images.roles:read_users",

@@ -45,6 +45,9 @@ def settings_of(config: Config, executor: Executor) -> Settings:
         rlimits=config.limits.rlimits,
         exec_output_bytes=config.limits.exec_output_bytes,
         seccomp_profile_dir=str(config.containers.seccomp_profile_dir),
+        cdi_dirs=tuple(str(path) for path in config.containers.cdi_dirs),
+        hook_dirs=tuple(str(path) for path in config.containers.hook_dirs),
+        device_owner_is_user=config.containers.device_ownership_from_security_context,
         sandbox_grace_s=config.stop.sandbox_grace_s,
         kill_wait_s=config.stop.kill_wait_s,
     )

@@ -245,6 +245,7 @@ class Server:
         exits = Exits(store, live, places, hierarchy, operations, helper, self._metrics)
         stopping = Stopping(store, live, exits, hierarchy, operations, helper, locks, settings)
         removal = Removal(store, live, places, executor, rootfs, operations, helper, stopping)
+        exits.on_unwatched_end = removal.run_poststop
         self._sandboxes = Sandboxes(
             settings=settings,
             store=store,

@@ -127,6 +127,12 @@ class ContainersConfig:
     default_runtime_handler: str = RUNTIME
     #: the only directory below which localhost seccomp profiles may lie
     seccomp_profile_dir: Path = Path("/var/lib/kubelet/seccomp")
+    #: documents of CDI devices; those in a later directory win
+    cdi_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))
+    #: hooks for containers that match (oci-hooks(5)); a file in a later directory replaces one of the same name
+    hook_dirs: tuple[Path, ...] = ()
+    #: devices that a container asks for belong to its run_as_user and run_as_group
+    device_ownership_from_security_context: bool = False
 
 
 @dataclass(frozen=True, slots=True)

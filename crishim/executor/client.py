@@ -306,7 +306,7 @@ class Executor:
     async def run_poststop(self, spec: ContainerSpec) -> None:
         """Run the hooks after the end of a container whose monitor died before; InvalidSpec tells one that failed."""
         hooks = hooks_value(spec, hooks_cgroup(self._home, spec.id))
-        if hooks is not None and spec.hooks.poststop:
+        if hooks is not None:
             request = {"hooks": hooks, "hierarchy": self.hierarchy.to_value()}
             await self.run_role(POSTSTOP_ROLE, request, timeout_s=_POSTSTOP_S)
 

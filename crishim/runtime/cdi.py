@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 
-from crishim.errors import InvalidSpec, NotFound
+from crishim.errors import InvalidSpec
 from crishim.model.cdi import CdiDocument, CdiNode, ContainerEdits
 from crishim.model.process import DeviceNode
 from crishim.runtime.documents import Document, Documents
@@ -21,13 +21,13 @@ class CdiDevices:
     """The devices of the documents in some directories, of which a later one comes before an earlier one."""
 
     def __init__(self, directories: Sequence[str]) -> None:
-        self._directories = tuple(directories)
+        self.directories = tuple(directories)
         self._documents = Documents(directories, (".json", ".yaml"), document_from)
 
     def edits_of(self, names: Iterable[str]) -> ContainerEdits:
         """What the devices change, a document's own edits once before those of its first device.
 
-        NotFound names a device that no document has, InvalidSpec one that two documents of a directory have.
+        InvalidSpec names a device that no document has, or that two documents of a directory have.
         """
         documents = self._documents.read()
         edits = ContainerEdits()
@@ -41,9 +41,7 @@ class CdiDevices:
             edits += device
         return edits
 
-    def _find(
-        self, documents: list[Document[CdiDocument]], name: str
-    ) -> tuple[Document[CdiDocument], ContainerEdits]:
+    def _find(self, documents: list[Document[CdiDocument]], name: str) -> tuple[Document[CdiDocument], ContainerEdits]:
         kind, device = parsed_name(name)
         found = [
             (each, each.value.devices[device])
@@ -51,7 +49,7 @@ class CdiDevices:
             if each.value is not None and each.value.kind == kind and device in each.value.devices
         ]
         if not found:
-            raise NotFound(f"CDI device {name!r} is in no document of {self._places()}{_problems(documents)}")
+            raise InvalidSpec(f"CDI device {name!r} is in no document of {self._places()}{_problems(documents)}")
         best = max(document.directory for document, _ in found)
         candidates = [each for each in found if each[0].directory == best]
         if len(candidates) > 1:
@@ -60,7 +58,7 @@ class CdiDevices:
         return candidates[0]
 
     def _places(self) -> str:
-        return " and ".join(self._directories) or "no directory, since cdi.dirs is empty"
+        return " and ".join(self.directories) or "no directory, since containers.cdi_dirs is empty"
 
 
 def _problems(documents: list[Document[CdiDocument]]) -> str:

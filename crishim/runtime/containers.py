@@ -22,6 +22,7 @@ from crishim.model.resources import Resources
 from crishim.model.sandbox import NamespaceMode, Sandbox, SandboxConfig, SandboxState
 from crishim.runtime.answers import answered
 from crishim.runtime.devices import host_devices
+from crishim.runtime.edits import Edits
 from crishim.runtime.executor import Executor
 from crishim.runtime.exits import Exits
 from crishim.runtime.helper import Helper
@@ -42,7 +43,7 @@ from crishim.runtime.volumes import reference_of, volume_images, with_digests
 from crishim.spec.capabilities import capability_sets, default_of
 from crishim.spec.cgroup import container_cgroup
 from crishim.spec.container import Surroundings, all_devices, check_namespaces, container_spec, namespaces_of
-from crishim.spec.facts import PodFiles
+from crishim.spec.facts import HostDevice, PodFiles
 from crishim.spec.process import arguments, localhost_profile, reported_user
 from crishim.spec.resources import changed, merged
 from crishim.spec.stop_signal import stop_signal
@@ -92,6 +93,7 @@ class Containers:
         self._helper = helper
         self._observer = observer
         self._locks = locks
+        self._edits = Edits(settings)
 
     # -- create
 
@@ -175,15 +177,24 @@ class Containers:
             files=PodFiles(*(self._places.has_file(sandbox.id, name) for name in ("resolv.conf", "hostname", "hosts"))),
             hostname=hostname_of(sandbox),
             rootfs=rootfs,
-            devices=await self._helper.run(host_devices, config, whole_dev) if whole_dev or config.devices else (),
+            devices=await self._devices(config, whole_dev),
             localhost_filter=await self._localhost_filter(config.security, sandbox.handler),
             make_missing_sources=self._settings.make_missing_sources,
             rlimits=self._settings.rlimits,
             image_volumes={index: self._images.layer_paths(each) for index, each in volumes.items()},
         )
         spec = container_spec(container_id, config, sandbox, around)
+        if self._edits.concern(config, sandbox):
+            spec = await self._helper.run(self._edits.added_to, spec, config, sandbox)
+        if spec.hooks:
+            spec = await self._helper.run(self._places.make_bundle, sandbox.id, spec)
         cgroup_plan(spec.cgroup.path, spec.cgroup.resources, spec.cgroup.devices, self._executor.hierarchy)
         return spec
+
+    async def _devices(self, config: ContainerConfig, whole_dev: bool) -> tuple[HostDevice, ...]:
+        if not (whole_dev or config.devices):
+            return ()
+        return await self._helper.run(host_devices, config, whole_dev, self._settings.device_owner_is_user)
 
     async def _localhost_filter(self, security: ContainerSecurity, handler: Handler) -> bytes | None:
         path = localhost_profile(security, handler)

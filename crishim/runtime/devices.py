@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 
 from crishim.errors import InvalidSpec
-from crishim.model.container import ContainerConfig, Device
+from crishim.model.container import ContainerConfig, ContainerSecurity, Device
 from crishim.model.process import DeviceNode
 from crishim.spec.facts import HostDevice
 
@@ -16,16 +17,25 @@ _OWN = frozenset({"pts", "shm", "fd", "mqueue", "console", "ptmx", "core", "stdi
 _LIMIT = 10_000
 
 
-def host_devices(config: ContainerConfig, whole_dev: bool) -> tuple[HostDevice, ...]:
-    """The devices of the request; with `whole_dev` every device of the host too. InvalidSpec names the field."""
+def host_devices(config: ContainerConfig, whole_dev: bool, owner_is_user: bool = False) -> tuple[HostDevice, ...]:
+    """The devices of the request; with `whole_dev` every device of the host too. InvalidSpec names the field.
+
+    owner_is_user: those of the request belong to run_as_user and run_as_group, where these are given.
+    """
     found: dict[str, HostDevice] = {}
     if whole_dev:
         for path, node in _nodes("/dev", "/dev", own=_OWN):
             found[path] = HostDevice(node)
     for index, device in enumerate(config.devices):
         for node in _resolved(index, device):
-            found[node.path] = HostDevice(node, device.permissions or "rwm")
+            owned = _owned(node, config.security) if owner_is_user else node
+            found[node.path] = HostDevice(owned, device.permissions or "rwm")
     return tuple(found.values())
+
+
+def _owned(node: DeviceNode, security: ContainerSecurity) -> DeviceNode:
+    uid, gid = security.run_as_user, security.run_as_group
+    return replace(node, uid=node.uid if uid is None else uid, gid=node.gid if gid is None else gid)
 
 
 def _resolved(index: int, device: Device) -> list[DeviceNode]:

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import yaml
-
 from crishim.errors import InvalidSpec
 
 T = TypeVar("T")
@@ -22,7 +20,6 @@ T = TypeVar("T")
 _LIMIT_BYTES = 4 << 20
 _FILES_LIMIT = 1000
 _DEPTH_LIMIT = 32
-_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +81,7 @@ class Documents(Generic[T]):
     def _parsed(self, path: str, directory: int, text: bytes) -> Document[T]:
         try:
             value = json.loads(text) if path.endswith(".json") else _yaml(text)
-        except (ValueError, RecursionError, yaml.YAMLError) as error:
+        except (ValueError, RecursionError) as error:
             kind = "JSON" if path.endswith(".json") else "YAML"
             return Document(path, directory, None, f"it is not {kind}: {' '.join(str(error).split())[:200]}")
         try:
@@ -94,15 +91,21 @@ class Documents(Generic[T]):
 
 
 def _yaml(text: bytes) -> object:
-    """The value of one YAML document; ValueError for aliases, which multiply what is read, and for deep nesting."""
+    """The value of one YAML document, by the safe loader; ValueError also for aliases, which multiply what is read."""
+    import yaml  # here: most nodes have no such document, and it is a megabyte of memory
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     depth = 0
-    for event in yaml.parse(text, Loader=_YAML):
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError("aliases are not taken")
-        if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
-            depth += 1
+    try:
+        for event in yaml.parse(text, Loader=loader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("aliases are not taken")
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
             if depth > _DEPTH_LIMIT:
                 raise ValueError("it nests too deeply")
-        elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
-            depth -= 1
-    return yaml.load(text, Loader=_YAML)
+        return yaml.load(text, Loader=loader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None

@@ -80,6 +80,10 @@ class Executor(Protocol):
 
     async def exec(self, spec: ExecSpec) -> ExecProcess: ...
 
+    async def run_poststop(self, spec: ContainerSpec) -> None:
+        """Run the hooks after the end of a container whose monitor died; InvalidSpec tells one that failed."""
+        ...
+
     async def run_role(
         self, role: str, request: Mapping[str, object], fds: Sequence[int] = (), timeout_s: float = 60.0
     ) -> dict[str, object]: ...

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -66,6 +66,8 @@ class Exits:
         self._helper = helper
         self._observer = observer
         self._record_again_s = record_again_s
+        #: told of a container that ended without its monitor, which would have run the hooks after the end
+        self.on_unwatched_end: Callable[[Container], None] = lambda container: None
         #: ids of containers that ended, which the store could not be told yet
         self._unrecorded: set[str] = set()
 
@@ -206,6 +208,8 @@ class Exits:
             self.receive(container.sandbox_id, record)
             return
         self.apply(lost(container_id, container.started_at_ns, time.time_ns(), sentence, killed=killed))
+        if killed:
+            self.on_unwatched_end(container)
 
     def _record_of(self, container: Container) -> ExitRecord | None:
         with suppress(OSError, WireError):

@@ -20,7 +20,7 @@ class HookDirectories:
         self._documents = Documents(directories, (".json",), rule_from)
         #: documents whose problem was logged
         self._told: frozenset[Document[HookRule]] = frozenset()
-        self.is_empty = not directories
+        self.directories = tuple(directories)
 
     def hooks_of(self, annotations: Mapping[str, str], command: str, has_bind_mounts: bool) -> Hooks:
         """The hooks of a container, by the names of their files."""

@@ -3,6 +3,7 @@
     STATE/sandboxes/<id>/                    the sandbox: status records, monitor.sock, exits/, containers/
     STATE/sandboxes/<id>/files/<name>        resolv.conf, hostname and hosts, bound into its containers
     STATE/sandboxes/<id>/specs/<container>   the ContainerSpec as CreateContainer made it, without its filter
+    STATE/sandboxes/<id>/bundles/<container>/  config.json, and rootfs to mount on: there for containers with hooks
     STATE/sandboxes/<id>/stops/<container>   the last signal we sent to its init, and why
     STATE/sandboxes/<id>/own_cgroup          there when the pod's cgroup is ours to remove
     STATE/filters/<sha256>                   compiled seccomp filters, shared by content
@@ -13,6 +14,7 @@ All of it is lost with the boot, as the processes are. Written under a temporary
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from contextlib import suppress
@@ -21,6 +23,7 @@ from pathlib import Path
 
 from crishim.errors import Exhausted, Internal, NotFound, Unavailable
 from crishim.model.process import ContainerSpec
+from crishim.spec.bundle import ROOT, oci_config
 from crishim.store import codec
 
 
@@ -114,6 +117,16 @@ class Places:
         except (codec.DecodeError, OSError) as error:
             raise Internal(f"{path} cannot be used: {error}") from error
 
+    def make_bundle(self, sandbox_id: str, spec: ContainerSpec) -> ContainerSpec:
+        """Make what the hooks of a container find in its bundle; the spec that names it."""
+        bundle = self._bundle(sandbox_id, spec.id)
+        try:
+            (bundle / ROOT).mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Exhausted(f"the directory {bundle} cannot be made: {error.strerror}") from error
+        _write(bundle / "config.json", json.dumps(oci_config(spec)).encode("ascii"))
+        return replace(spec, bundle=str(bundle))
+
     def write_stop(self, sandbox_id: str, container_id: str, note: StopNote) -> None:
         """Before the signal is sent: whoever reads the exit record must know that it was ours."""
         _write(self._stop(sandbox_id, container_id), codec.to_bytes(note))
@@ -136,6 +149,15 @@ class Places:
                 path.unlink(missing_ok=True)
             except OSError as error:
                 raise Unavailable(f"{path} cannot be removed: {error.strerror}") from error
+        bundle = self._bundle(sandbox_id, container_id)
+        try:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(bundle)
+        except OSError as error:
+            raise Unavailable(f"the directory {bundle} cannot be removed: {error.strerror}") from error
+
+    def _bundle(self, sandbox_id: str, container_id: str) -> Path:
+        return self.sandbox(sandbox_id) / "bundles" / container_id
 
     def _spec(self, sandbox_id: str, container_id: str) -> Path:
         return self.sandbox(sandbox_id) / "specs" / container_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
 
@@ -9,6 +10,7 @@ from crishim.cgroups import effects
 from crishim.errors import CrishimError, NotFound, Unavailable
 from crishim.images.rootfs import RootFsStore
 from crishim.model.container import Container, ContainerState
+from crishim.model.process import ContainerSpec
 from crishim.runtime.answers import MonitorSilent, answered
 from crishim.runtime.executor import Executor
 from crishim.runtime.helper import Helper
@@ -18,6 +20,8 @@ from crishim.runtime.places import Places
 from crishim.runtime.steps import reached
 from crishim.runtime.stopping import Stopping
 from crishim.store.store import Store
+
+logger = logging.getLogger(__name__)
 
 #: name of the role that detaches a mount and removes its mount point; `app.py` gives it to the zygote
 PIN_ROLE = "remove_pin"
@@ -92,6 +96,23 @@ class Removal:
         except OSError as error:
             raise Unavailable(f"the root of container {container_id} cannot be removed: {error.strerror}") from error
         self._places.remove_container(sandbox_id, container_id)
+
+    def run_poststop(self, container: Container) -> None:
+        """Begin to run the hooks after the end of a container whose monitor died; nothing to do without hooks."""
+        try:
+            spec = self._places.read_spec(container.sandbox_id, container.id)
+        except CrishimError as error:
+            logger.warning("the hooks of container %s are not known any more: %s", container.id, error)
+            return
+        if spec.hooks:
+            with suppress(Unavailable):  # the server is stopping
+                self._operations.spawn(self._run_poststop(spec), f"poststop hooks of {container.id}")
+
+    async def _run_poststop(self, spec: ContainerSpec) -> None:
+        try:
+            await self._executor.run_poststop(spec)
+        except CrishimError as error:
+            logger.error("container %s: %s", spec.id, error)
 
     async def remove_cgroup(self, whose: str, path: str) -> None:
         """Remove a cgroup with all below it; Unavailable when a process is in it."""

@@ -19,6 +19,9 @@ _CHANGEABLE = (
     "rlimits",
     "exec_output_bytes",
     "seccomp_profile_dir",
+    "cdi_dirs",
+    "hook_dirs",
+    "device_owner_is_user",
     "sandbox_grace_s",
     "kill_wait_s",
 )
@@ -51,6 +54,11 @@ class Settings:
     exec_output_bytes: int = (16 << 20) - (64 << 10)
     #: the only directory below which localhost seccomp profiles may lie
     seccomp_profile_dir: str = "/var/lib/kubelet/seccomp"
+    #: directories of CDI documents, a later one before an earlier one; of hooks (oci-hooks(5))
+    cdi_dirs: tuple[str, ...] = ()
+    hook_dirs: tuple[str, ...] = ()
+    #: devices that a container asks for belong to its run_as_user and run_as_group, not to whom they do on the host
+    device_owner_is_user: bool = False
     #: between stop signal and SIGKILL for containers that still run at StopPodSandbox
     sandbox_grace_s: float = 0.0
     #: how long a caller waits for killed processes to be gone

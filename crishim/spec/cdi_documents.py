@@ -40,7 +40,7 @@ def document_from(value: object) -> CdiDocument:
     if not _is_kind(kind):
         raise InvalidSpec(f"kind: {kind!r} is not of the form vendor.com/class")
     fields.text_map("annotations")
-    edits = _edits(fields.object("containerEdits"))
+    edits = _edits(fields.inner("containerEdits"))
     devices: dict[str, ContainerEdits] = {}
     for device in fields.objects("devices"):
         name = device.text("name")
@@ -49,7 +49,7 @@ def document_from(value: object) -> CdiDocument:
         if name in devices:
             raise InvalidSpec(f"{device.place('name')}: {name!r} is there twice")
         device.text_map("annotations")
-        devices[name] = _edits(device.object("containerEdits"))
+        devices[name] = _edits(device.inner("containerEdits"))
         device.end()
     fields.end()
     return CdiDocument(kind, edits, devices)

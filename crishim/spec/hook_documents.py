@@ -75,12 +75,12 @@ def rule_from(document: object) -> HookRule:
     version = fields.text("version")
     if version != "1.0.0":
         raise InvalidSpec(f"version: {version!r} is not 1.0.0")
-    hook_fields = fields.object("hook")
+    hook_fields = fields.inner("hook")
     if hook_fields is None:
         raise InvalidSpec("hook: it is missing")
     hook = hook_from(hook_fields)
     hook_fields.end()
-    when = fields.object("when") or Fields({}, "when")
+    when = fields.inner("when") or Fields({}, "when")
     places = fields.texts("stages")
     for place in places:
         if place not in PLACES:
@@ -103,9 +103,7 @@ def rule_from(document: object) -> HookRule:
     return rule
 
 
-def hooks_of(
-    rules: Sequence[HookRule], annotations: Mapping[str, str], command: str, has_bind_mounts: bool
-) -> Hooks:
+def hooks_of(rules: Sequence[HookRule], annotations: Mapping[str, str], command: str, has_bind_mounts: bool) -> Hooks:
     """The hooks of a container: those of the rules that match, in the order of the rules."""
     hooks = Hooks()
     for rule in rules:

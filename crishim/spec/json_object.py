@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any
 
 from crishim.errors import InvalidSpec
-
-T = TypeVar("T")
 
 
 class Fields:
@@ -38,24 +36,28 @@ class Fields:
     def text(self, name: str, default: str | None = None, *, keep: bool = False) -> str:
         """A text without NUL; required without a default. keep: it is asked for once more."""
         given = self._left.get(name)
-        value = self._take(name, default, lambda value: isinstance(value, str) and "\0" not in value, "a text")
+        value: str = self._take(name, default, lambda value: isinstance(value, str) and "\0" not in value, "a text")
         if keep and given is not None:
             self._left[name] = given
         return value
 
     def integer(self, name: str, lowest: int, highest: int) -> int | None:
         """A number within bounds, None when it is not given."""
-        return self._take(
+        number: int | None = self._take(
             name,
             None,
             lambda value: type(value) is int and lowest <= value <= highest,
             f"a number within {lowest}..{highest}",
             required=False,
         )
+        return number
 
     def flag(self, name: str) -> bool | None:
         """True or false, None when it is not given."""
-        return self._take(name, None, lambda value: isinstance(value, bool), "true or false", required=False)
+        flag: bool | None = self._take(
+            name, None, lambda value: isinstance(value, bool), "true or false", required=False
+        )
+        return flag
 
     def texts(self, name: str) -> tuple[str, ...]:
         """A list of texts without NUL, () when it is not given."""
@@ -71,32 +73,30 @@ class Fields:
 
     def text_map(self, name: str) -> dict[str, str]:
         """An object of texts, {} when it is not given."""
-        return self._take(
-            name, {}, lambda value: isinstance(value, dict) and _texts([*value, *value.values()]), "an object of texts"
+        texts: dict[str, str] = self._take(
+            name, {}, lambda value: isinstance(value, dict) and _texts((*value, *value.values())), "an object of texts"
         )
+        return texts
 
     def objects(self, name: str) -> list[Fields]:
         """A list of objects, [] when it is not given."""
-        values = self._take(name, [], lambda value: isinstance(value, list), "a list")
+        values: list[Any] = self._take(name, [], lambda value: isinstance(value, list), "a list")
         return [Fields(value, f"{self.place(name)}[{index}]") for index, value in enumerate(values)]
 
-    def object(self, name: str) -> Fields | None:
+    def inner(self, name: str) -> Fields | None:
         """An object, None when it is not given."""
         value = self._left.pop(name, None)
         return None if value is None else Fields(value, self.place(name))
 
-    def _take(
-        self, name: str, default: T | None, check: Callable[[object], bool], want: str, *, required: bool = True
-    ) -> T:
+    def _take(self, name: str, default: Any, check: Callable[[Any], bool], want: str, *, required: bool = True) -> Any:
         value = self._left.pop(name, None)
         if value is None:
             if required and default is None:
                 raise InvalidSpec(f"{self.place(name)}: it is missing")
-            return default  # type: ignore[return-value]
+            return default
         if not check(value):
-            shown = repr(value)
-            raise InvalidSpec(f"{self.place(name)}: {shown[:200]} is not {want}")
-        return value  # type: ignore[return-value]
+            raise InvalidSpec(f"{self.place(name)}: {repr(value)[:200]} is not {want}")
+        return value
 
 
 def _texts(values: Iterable[object]) -> bool:

@@ -61,6 +61,7 @@ ONLY_IN: dict[str, frozenset[str]] = {
     "google": frozenset({"cri"}),
     "prometheus_client": frozenset({"metrics"}),
     "urllib3": frozenset({"images"}),
+    "yaml": frozenset({"runtime"}),
 }
 """A module from outside the package and the rooms that may import it."""
 
