@@ -51,6 +51,18 @@ class Metrics:
         self._node.log_bytes_were_lost(count)
         self._containers.log_bytes_were_lost(container_id, count)
 
+    def leftover_freed(self, kind: str) -> None:
+        """Something that belonged to nobody is gone."""
+        self._node.leftover_freed(kind)
+
+    def leftover_failed(self, kind: str) -> None:
+        """Something could not be freed."""
+        self._node.leftover_failed(kind)
+
+    def leftovers_looked_for(self, seconds: float) -> None:
+        """The node was looked at."""
+        self._node.leftovers_looked_for(seconds)
+
     def sampled(self, container_id: str, raw: Stats) -> None:
         """A container's cgroup was read."""
         self._containers.sampled(

@@ -32,6 +32,9 @@ ROLES = {
     "count_layers": "crishim.images.counting:count_layers",
     "read_users": "crishim.images.roles:read_users",
     "remove_pin": "crishim.executor.pins:remove_pin",
+    "detach_mounts": "crishim.executor.pins:detach_mounts",
+    "inventory": "crishim.executor.inventory:inventory",
+    "filter_users": "crishim.executor.inventory:filter_users",
     "sources": "crishim.executor.sources:look_at_sources",
 }
 

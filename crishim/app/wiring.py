@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import crishim
@@ -35,11 +35,14 @@ from crishim.runtime.containers import Containers
 from crishim.runtime.events import Events
 from crishim.runtime.execs import Execs
 from crishim.runtime.exits import Exits
+from crishim.runtime.garbage.collection import Garbage
+from crishim.runtime.garbage.free import Freeing
+from crishim.runtime.garbage.ledger import Ledger
+from crishim.runtime.garbage.owners import Instance
 from crishim.runtime.helper import Helper
 from crishim.runtime.images import Images
 from crishim.runtime.layers import WritableLayers
 from crishim.runtime.live import Live
-from crishim.runtime.network_leftovers import NetworkLeftovers
 from crishim.runtime.node import Node
 from crishim.runtime.operations import Locks, Operations
 from crishim.runtime.places import Places
@@ -50,6 +53,8 @@ from crishim.runtime.sandboxes import Sandboxes
 from crishim.runtime.sessions import Sessions
 from crishim.runtime.stopping import Stopping
 from crishim.runtime.story import Stories
+from crishim.runtime.take_back import TakeBack
+from crishim.runtime.unwatched import Unwatched
 from crishim.runtime.users import ImageUsers
 from crishim.spec.capabilities import DEFAULT
 from crishim.spec.seccomp import runtime_default
@@ -107,6 +112,7 @@ class Server:
                 events=self._events,
                 images=self._image_cases,
                 stories=self._stories,
+                garbage=self._garbage,
                 node=self._node,
                 listing=self._listing,
                 guard=guard,
@@ -126,8 +132,7 @@ class Server:
         await self._helper.run(runtime_default, DEFAULT, self._settings.node.kernel, self._settings.node.machine)
         await self._serve_metrics()
         await self._serve_streams()
-        leftovers = NetworkLeftovers(self._store, self._places, self._network)
-        self._operations.spawn(leftovers.run(), "network leftovers")
+        self._operations.spawn(self._garbage.run(), "checks for leftovers")
         self._starting = None
 
     def reload_later(self, reread: Callable[[], Config]) -> None:
@@ -168,7 +173,9 @@ class Server:
     # -- rooms that follow the store
 
     def _observe(self) -> None:
-        self._node_metrics = NodeMetrics(crishim.__version__, self._operations.in_flight)
+        self._node_metrics = NodeMetrics(
+            crishim.__version__, self._operations.in_flight, lambda: self._garbage.counts()
+        )
         self._metrics = Metrics(self._node_metrics, ContainerMetrics(self._store))
 
     def _fill_listing(self) -> None:
@@ -244,8 +251,10 @@ class Server:
         hierarchy, rootfs, locks = executor.hierarchy, self._images.rootfs, Locks()
         exits = Exits(store, live, places, hierarchy, operations, helper, self._metrics)
         stopping = Stopping(store, live, exits, hierarchy, operations, helper, locks, settings)
-        removal = Removal(store, live, places, executor, rootfs, operations, helper, stopping)
+        removal = Removal(store, live, places, executor, rootfs, operations, helper, stopping, settings.kill_wait_s)
         exits.on_unwatched_end = removal.run_poststop
+        unwatched = Unwatched(store, live, exits, hierarchy, helper)
+        self._make_garbage(removal, unwatched)
         self._sandboxes = Sandboxes(
             settings=settings,
             store=store,
@@ -288,20 +297,68 @@ class Server:
         self._image_cases.on_added = self._image_added
         self._image_cases.on_removed = self._image_removed
         self._stories = Stories(store, places, operations, helper)
-        self._node = Node(settings, self._network, operations, crishim.__version__)
+        self._node = Node(settings, self._network, operations, crishim.__version__, self._garbage.leftovers)
         self._recovery = Recovery(
             settings=settings,
             store=store,
-            durable=self._durable,
             executor=executor,
-            network=self._network,
-            rootfs=rootfs,
             operations=operations,
             live=live,
             places=places,
             exits=exits,
             removal=removal,
+            unwatched=unwatched,
+            garbage=self._garbage,
             helper=helper,
+        )
+
+    def _make_garbage(self, removal: Removal, unwatched: Unwatched) -> None:
+        settings, config = self._settings, self._config
+
+        def freeing(live_ids: Callable[[], Iterable[str]]) -> Freeing:
+            return Freeing(
+                settings=settings,
+                durable=self._durable,
+                network=self._network,
+                images=self._images,
+                live=self._live,
+                places=self._places,
+                removal=removal,
+                take_back=TakeBack(
+                    settings=settings,
+                    store=self._store,
+                    durable=self._durable,
+                    network=self._network,
+                    live=self._live,
+                    places=self._places,
+                    removal=removal,
+                    helper=self._helper,
+                ),
+                helper=self._helper,
+                live_ids=live_ids,
+            )
+
+        self._garbage = Garbage(
+            instance=Instance(
+                cgroup_root=settings.cgroup_root,
+                network_mode=settings.network_mode,
+                netns_prefix=settings.netns_prefix,
+                state_dir=settings.state_dir,
+                root_dir=settings.root_dir,
+            ),
+            interval_s=config.gc.interval_s,
+            store=self._store,
+            durable=self._durable,
+            live=self._live,
+            operations=self._operations,
+            executor=self._executor,
+            network=self._network,
+            images=self._images,
+            places=self._places,
+            unwatched=unwatched,
+            ledger=Ledger(config.server.state / "leftovers.json"),
+            observer=self._metrics,
+            freeing=freeing,
         )
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "ps": ("crishim.cli.ps", "list pods and containers"),
     "why": ("crishim.cli.why", "tell what happened to a pod or container"),
     "stuck": ("crishim.cli.stuck", "list what the server is working on, and what it waits for"),
+    "gc": ("crishim.cli.gc", "look for what belongs to nobody, and free it"),
     "images": ("crishim.cli.images", "list images"),
     "pull": ("crishim.cli.pull", "pull an image from a registry"),
     "load": ("crishim.cli.load", "load images from an archive"),

@@ -1,4 +1,4 @@
-"""`crishim stuck`: operations of the server that are under way, how long, and what they wait for."""
+"""`crishim stuck`: operations of the server that are under way, and what it could not free or finds missing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 
 from crishim.app.client import messages
+from crishim.cli import gc
 from crishim.cli.output import add_client_arguments, connect, print_json, print_table
 
 
@@ -18,12 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """A line per operation, the oldest first."""
+    """A line per operation, the oldest first; then a line per leftover."""
     with connect(arguments) as client:
         info = client.runtime("Status", messages.StatusRequest(verbose=True)).info
     found = [each for each in json.loads(info["operations"]) if each["stage_seconds"] >= arguments.longer_than]
+    leftovers = json.loads(info["leftovers"])
     if arguments.json:
-        print_json({"operations": found})
+        print_json({"operations": found, "leftovers": leftovers})
         return 0
     rows = [
         [
@@ -37,4 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         for each in found
     ]
     print_table(["OPERATION", "STAGE", "AGE", "IN STAGE", "CALLERS", "WAITS FOR"], rows)
+    if leftovers:
+        print()
+        print_table(gc.TITLES, gc.rows(leftovers))
     return 0

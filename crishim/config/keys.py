@@ -110,6 +110,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "containers.device_ownership_from_security_context": boolean,
         "stop.sandbox_grace_s": seconds(0, 3600),
         "stop.kill_wait_s": seconds(0.1, 600),
+        "gc.interval_s": seconds(0, 86400),
         "runtimes": _runtimes,
     }
 )

@@ -146,6 +146,14 @@ class StopConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class GcConfig:
+    """[gc]: the check for things that belong to nobody."""
+
+    #: between two checks; 0: only at the start and when `crishim gc` asks for one
+    interval_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All of it."""
 
@@ -157,6 +165,7 @@ class Config:
     limits: LimitsConfig = LimitsConfig()
     containers: ContainersConfig = ContainersConfig()
     stop: StopConfig = StopConfig()
+    gc: GcConfig = GcConfig()
     #: runtime handlers by name; the one called "crishim" is always there
     runtimes: Mapping[str, Handler] = field(default_factory=lambda: {RUNTIME: PLAIN})
 

@@ -62,6 +62,11 @@ class Client:
         """JSON text of what happened to a pod or container."""
         return str(self._call(self._control.Why, control_pb2.WhyRequest(id=id), timeout_s).story)
 
+    def collect_garbage(self, *, dry_run: bool, timeout_s: float | None = 600.0) -> str:
+        """JSON text of what belonged to nobody, and what became of it."""
+        request = control_pb2.CollectGarbageRequest(dry_run=dry_run)
+        return str(self._call(self._control.CollectGarbage, request, timeout_s).report)
+
     def stream(self, method: str, request: object, timeout_s: float | None = 120.0) -> Iterator[Any]:
         """Messages of a streaming call of RuntimeService, which the server has taken at return."""
         call = getattr(self._runtime, method)(request, timeout=timeout_s)

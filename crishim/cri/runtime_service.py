@@ -19,7 +19,7 @@ from crishim.cri.node import NodeMethods
 from crishim.cri.pb import api_pb2, control_pb2
 from crishim.cri.sandboxes import SandboxMethods
 from crishim.cri.stats import StatsMethods
-from crishim.cri.use_cases import Containers, Events, Execs, Images, Node, Sandboxes, Stats, Stories, Streaming
+from crishim.cri.use_cases import Containers, Events, Execs, Garbage, Images, Node, Sandboxes, Stats, Stories, Streaming
 
 
 def services(
@@ -31,6 +31,7 @@ def services(
     events: Events,
     images: Images,
     stories: Stories,
+    garbage: Garbage,
     node: Node,
     listing: Listing,
     guard: Guard,
@@ -55,5 +56,7 @@ def services(
     return (
         service_handler(by_name["RuntimeService"], runtime, guard),
         service_handler(by_name["ImageService"], [ImageMethods(images, listing)], guard),
-        service_handler(control_pb2.DESCRIPTOR.services_by_name["Control"], [ControlMethods(images, stories)], guard),
+        service_handler(
+            control_pb2.DESCRIPTOR.services_by_name["Control"], [ControlMethods(images, stories, garbage)], guard
+        ),
     )

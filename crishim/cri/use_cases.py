@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from crishim.model.container import Container, ContainerConfig
 from crishim.model.exec import ExecResult
 from crishim.model.image import Credentials, FilesystemUsage, Image
+from crishim.model.leftover import GarbageReport
 from crishim.model.life import LifeEvent
 from crishim.model.metric import MetricDescriptor, SandboxMetrics
 from crishim.model.node import CgroupDriver, NodeStatus
@@ -165,6 +166,14 @@ class Stories(Protocol):
 
     async def why(self, id: str) -> Any:
         """A dataclass of plain values, `runtime.story.Story`; NotFound when nothing has that id or name."""
+        ...
+
+
+class Garbage(Protocol):
+    """What belongs to nobody."""
+
+    async def check(self, *, dry_run: bool) -> GarbageReport:
+        """Look now, and free it unless it is a dry run."""
         ...
 
 

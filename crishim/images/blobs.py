@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -24,7 +24,7 @@ from crishim.images.repository import Repository
 
 #: between looks whether another thread has let go of a file
 _LOCK_POLL_S = 0.05
-_LEFTOVER_LIFE_S = 24 * 3600
+LEFTOVER_LIFE_S = 24 * 3600
 
 
 class BlobStore:
@@ -42,7 +42,7 @@ class BlobStore:
         for place in (self._partial, self._complete):
             place.mkdir(mode=0o700, exist_ok=True)
             for left in place.iterdir():
-                if left.stat().st_mtime < time.time() - _LEFTOVER_LIFE_S:
+                if left.stat().st_mtime < time.time() - LEFTOVER_LIFE_S:
                     left.unlink()
 
     @contextmanager
@@ -58,6 +58,17 @@ class BlobStore:
                 if self._users[digest] <= 0:
                     del self._users[digest]
                     (self._complete / _file_name(digest)).unlink(missing_ok=True)
+
+    def in_use(self) -> frozenset[str]:
+        """Names of the files of running pulls, in both directories."""
+        return frozenset(map(_file_name, [*self._users, *self._downloading]))
+
+    def free(self, name: str) -> None:
+        """Remove what nobody has asked for in a day, complete or not. Blocking; OSError when it cannot be removed."""
+        for place in (self._partial, self._complete):
+            with suppress(FileNotFoundError):
+                if name not in self.in_use() and (place / name).lstat().st_mtime < time.time() - LEFTOVER_LIFE_S:
+                    (place / name).unlink()
 
     async def fetch(self, repository: Repository, blob: Descriptor, progress: Callable[[int], None]) -> Path:
         """Path of the complete, verified blob. Errors are those of `Repository.download`, and Exhausted (disk).

@@ -28,7 +28,7 @@ from crishim.linux.sync import syncfs
 from crishim.model.image import FilesystemUsage
 
 #: an unused layer of a pull that was interrupted is kept for its retry so long
-_UNUSED_LIFE_NS = 24 * 3600 * 1_000_000_000
+UNUSED_LIFE_NS = 24 * 3600 * 1_000_000_000
 _MAX_UNPACKERS = 2
 
 
@@ -64,6 +64,8 @@ class LayerStore:
         self._leases: Counter[str] = Counter()
         #: directories that could not be removed yet
         self._stale: set[Path] = set()
+        #: names of directories that are being filled or committed
+        self._in_progress: set[str] = set()
         #: one unpacking per chain id; a second waits and finds it done
         self._unpacking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._slots = asyncio.Semaphore(_MAX_UNPACKERS)
@@ -135,19 +137,46 @@ class LayerStore:
             except OSError:
                 self._stale.add(path)  # tried again with the next image that goes, and when the store is opened
 
+    def names(self) -> frozenset[str]:
+        """Of the directories that have a row or are being made."""
+        return frozenset(str(layer.directory) for layer in list(self._layers.values())) | self._in_progress
+
+    def unused_names(self) -> frozenset[str]:
+        """Of the directories that nobody has used for a day. Blocking."""
+        with self._lock:
+            unused = self._table.unused_layers(time.time_ns() - UNUSED_LIFE_NS)
+            return frozenset(str(layer.directory) for layer in unused if layer.chain_id not in self._leases)
+
+    def free(self, name: str) -> None:
+        """Remove a directory that nobody has used for a day or that no row knows; nothing for another. Blocking.
+
+        OSError when it cannot be removed.
+        """
+        self.free_unused(older_than_ns=UNUSED_LIFE_NS)
+        path = self._directory / name
+        with self._lock:
+            if name in self.names():
+                return
+            self._stale.discard(path)
+        remove_tree(path)
+
     async def _unpack(self, chain_id: str, diff_id: str, blob: Path) -> None:
         number = self._next
         self._next += 1
         made = self._directory / f"new-{number}"
+        self._in_progress |= {made.name, str(number)}
         try:
-            reply = await self._fill(made, blob)
-            _check_reply(reply, diff_id)
-        except BaseException:
-            self._stale.add(made)
-            await asyncio.to_thread(_remove_quietly, made)
-            raise
-        layer = Layer(chain_id, number, reply["bytes"], reply["inodes"], reply["root_opaque"], reply["root_given"])
-        await _finished(asyncio.get_running_loop().run_in_executor(None, self._commit, made, layer))
+            try:
+                reply = await self._fill(made, blob)
+                _check_reply(reply, diff_id)
+            except BaseException:
+                self._stale.add(made)
+                await asyncio.to_thread(_remove_quietly, made)
+                raise
+            layer = Layer(chain_id, number, reply["bytes"], reply["inodes"], reply["root_opaque"], reply["root_given"])
+            await _finished(asyncio.get_running_loop().run_in_executor(None, self._commit, made, layer))
+        finally:
+            self._in_progress -= {made.name, str(number)}
 
     async def _fill(self, made: Path, blob: Path) -> dict[str, Any]:
         """Make the directory and have the blob unpacked into it; the role's reply."""
@@ -208,7 +237,7 @@ class LayerStore:
                 del self._layers[layer.chain_id]
         known = {str(layer.directory) for layer in self._layers.values()}
         self._stale = {path for path in self._directory.iterdir() if path.name not in known}
-        self.free_unused(older_than_ns=_UNUSED_LIFE_NS)
+        self.free_unused(older_than_ns=UNUSED_LIFE_NS)
 
 
 async def _finished(step: asyncio.Future[None]) -> None:

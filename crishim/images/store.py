@@ -63,6 +63,21 @@ class PullProgress:
     state: str
 
 
+@dataclass(frozen=True, slots=True)
+class StoreUse:
+    """What the store has rows for and works on; other files below its root are nobody's."""
+
+    #: ids of containers whose root is prepared
+    prepared: frozenset[str] = frozenset()
+    #: names below ROOT/layers, and those of them that nobody has used for a day
+    layers: frozenset[str] = frozenset()
+    unused_layers: frozenset[str] = frozenset()
+    #: names below ROOT/images/partial and ROOT/images/blobs
+    blobs: frozenset[str] = frozenset()
+    #: names below ROOT/images/spool
+    spools: frozenset[str] = frozenset()
+
+
 class ImageStore:
     """One per server; its coroutines belong to one event loop. `rootfs` makes the roots of containers."""
 
@@ -87,6 +102,8 @@ class ImageStore:
             directory.mkdir(mode=0o700, exist_ok=True)
             remove_tree(self._spool)
             self._spool.mkdir(mode=0o700)
+        #: names of its directories that archives are being read into
+        self._spooling: set[str] = set()
         self._table = ImageTable(directory / "images.db")
         #: where registries are waited for: a slow one must not take the loop's own threads from everybody else
         self._threads = ThreadPoolExecutor(_PULL_THREADS, "image-pull")
@@ -144,6 +161,30 @@ class ImageStore:
     def layer_paths(self, image: Image) -> tuple[str, ...]:
         """Directories of the image's layers, topmost first, as overlayfs wants them. NotFound when one was freed."""
         return self._layers.paths(image.chain_ids)
+
+    async def use(self) -> StoreUse:
+        """What of the store's directories is known to it."""
+        prepared, unused = await asyncio.to_thread(lambda: (self.rootfs.prepared(), self._layers.unused_names()))
+        return StoreUse(
+            prepared=frozenset(prepared),
+            layers=self._layers.names(),
+            unused_layers=unused,
+            blobs=self._blobs.in_use(),
+            spools=frozenset(self._spooling),
+        )
+
+    async def free_layer(self, name: str) -> None:
+        """Remove a directory of a layer that is nobody's; a layer in use stays. OSError when it cannot be removed."""
+        await asyncio.to_thread(self._layers.free, name)
+
+    async def free_blob(self, name: str) -> None:
+        """Remove what nobody has asked for in a day. OSError when it cannot be removed."""
+        await asyncio.to_thread(self._blobs.free, name)
+
+    async def free_spool(self, name: str) -> None:
+        """Remove a directory that no archive is read into. OSError when it cannot be removed."""
+        if name not in self._spooling:
+            await asyncio.to_thread(remove_tree, self._spool / name)
 
     # -- changing ------------------------------------------------------------------------------------------------------
 
@@ -344,10 +385,12 @@ class ImageStore:
         """A directory of our own for the members of an archive."""
         with own_files(self._spool):
             spool = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=self._spool))
+        self._spooling.add(spool.name)
         try:
             yield spool
         finally:
             await asyncio.to_thread(remove_tree, spool)
+            self._spooling.discard(spool.name)
 
 
 def _given(path: Path) -> Fetch:

@@ -39,6 +39,11 @@ CREATE TABLE rootfs_layer (
     PRIMARY KEY (container_id, chain_id)) WITHOUT ROWID;
 CREATE INDEX rootfs_layer_chain ON rootfs_layer (chain_id);
 """
+_UNUSED = (
+    "SELECT chain_id, directory, bytes, inodes, opaque, root_given FROM layer WHERE created_at_ns <= ?"
+    " AND NOT EXISTS (SELECT 1 FROM image_layer WHERE image_layer.chain_id = layer.chain_id)"
+    " AND NOT EXISTS (SELECT 1 FROM rootfs_layer WHERE rootfs_layer.chain_id = layer.chain_id)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +157,15 @@ class ImageTable:
     def drop_unused_layers(self, keep: frozenset[str], older_than_ns: int) -> list[Layer]:
         """Forget the layers that no image and no rootfs uses, but those in `keep` or younger; returns them."""
         with self._transaction() as connection:
-            rows = connection.execute(
-                "SELECT chain_id, directory, bytes, inodes, opaque, root_given FROM layer WHERE created_at_ns <= ?"
-                " AND NOT EXISTS (SELECT 1 FROM image_layer WHERE image_layer.chain_id = layer.chain_id)"
-                " AND NOT EXISTS (SELECT 1 FROM rootfs_layer WHERE rootfs_layer.chain_id = layer.chain_id)",
-                (older_than_ns,),
-            ).fetchall()
+            rows = connection.execute(_UNUSED, (older_than_ns,)).fetchall()
             unused = [_layer(row) for row in rows if row[0] not in keep]
             connection.executemany("DELETE FROM layer WHERE chain_id = ?", [(layer.chain_id,) for layer in unused])
         return unused
+
+    def unused_layers(self, older_than_ns: int) -> list[Layer]:
+        """Those that `drop_unused_layers` would take."""
+        with self._locked() as connection:
+            return [_layer(row) for row in connection.execute(_UNUSED, (older_than_ns,))]
 
     def put_rootfs(self, container_id: str, image: Image, volumes: Sequence[Image] = ()) -> None:
         """Hold the layers of an image, and of those it has as volumes, for a container.

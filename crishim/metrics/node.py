@@ -18,13 +18,15 @@ _PULL_S = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 #: (stage, age in seconds) of each operation under way
 InFlight = Callable[[], Iterable[tuple[str, float]]]
+#: how many things of each kind were found that belong to nobody, or that somebody lacks
+Leftovers = Callable[[], Mapping[str, int]]
 
 
 class NodeMetrics:
     """Counters and histograms of one server. Cheap to call from the event loop; `render` may run in another thread."""
 
-    def __init__(self, version: str, in_flight: InFlight) -> None:
-        """`in_flight` is asked at each scrape, in the thread of the scrape."""
+    def __init__(self, version: str, in_flight: InFlight, leftovers: Leftovers = dict) -> None:
+        """`in_flight` and `leftovers` are asked at each scrape, in the thread of the scrape."""
         # Else each counter has a gauge that says when it was made: twice the page for nothing.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry(auto_describe=False)
@@ -40,10 +42,14 @@ class NodeMetrics:
         self._pulls = self._histogram("pull_seconds", "Duration of image pulls.", _PULL_S, "outcome")
         self._pulled = self._counter("pulled_bytes", "Bytes of images fetched from registries.")
         self._log_bytes_lost = self._counter("log_bytes_lost", "Bytes of output that no log file took.")
+        self._freed = self._counter("leftovers_freed", "Things that belonged to nobody and were freed.", "kind")
+        self._unfreed = self._counter("leftover_failures", "Attempts to free something that failed.", "kind")
+        self._looks = self._histogram("leftover_check_seconds", "Duration of a look for leftovers.", _FAST_S)
         build = self._gauge("build_info", "Version of crishim and of its Python; always 1.", ["version", "python"])
         build.add_metric([version, platform.python_version()], 1)
         self._build = build
         self._in_flight = in_flight
+        self._leftovers = leftovers
         self.registry.register(_Asked(self._ask))
 
     def process_started(self, kind: str, phases: Mapping[str, float]) -> None:
@@ -85,6 +91,18 @@ class NodeMetrics:
         """Output was dropped because the log could not be written."""
         self._log_bytes_lost.inc(count)
 
+    def leftover_freed(self, kind: str) -> None:
+        """Something that belonged to nobody is gone; kind is a word ("cgroup", "netns", ...)."""
+        self._freed.labels(kind).inc()
+
+    def leftover_failed(self, kind: str) -> None:
+        """It could not be freed."""
+        self._unfreed.labels(kind).inc()
+
+    def leftovers_looked_for(self, seconds: float) -> None:
+        """The node was compared with what the server knows."""
+        self._looks.observe(seconds)
+
     def render(self) -> bytes:
         """The series in the text format 0.0.4, UTF-8."""
         return generate_latest(self.registry)
@@ -100,7 +118,10 @@ class NodeMetrics:
         for stage, number in count.items():
             operations.add_metric([stage], number)
             ages.add_metric([stage], oldest[stage])
-        return (self._build, operations, ages)
+        leftovers = self._gauge("leftovers", "Things found that belong to nobody, or that a pod lacks.", ["kind"])
+        for kind, number in self._leftovers().items():
+            leftovers.add_metric([kind], number)
+        return (self._build, operations, ages, leftovers)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"crishim_{name}", text, labels, registry=self.registry)

@@ -24,9 +24,9 @@ from typing import TypeVar
 
 from crishim.errors import CrishimError, InvalidSpec, Unavailable
 from crishim.model.sandbox import PortMapping
-from crishim.network.bridge_kernel import BridgeKernel, BridgeNames, NotReady
+from crishim.network.bridge_kernel import BridgeKernel, BridgeNames, NotReady, port_name
 from crishim.network.deadline import deadline
-from crishim.network.door import Attachment, NetworkResult, Readiness
+from crishim.network.door import Attachment, NetworkObject, NetworkResult, Readiness
 from crishim.network.host_ports import require_family, validated_ports
 from crishim.network.pool import AddressPool, Reservation, Subnet, gateway_of
 
@@ -113,6 +113,10 @@ class BridgeNetwork:
     async def check(self, sandbox_id: str, netns_path: str, *, deadline_s: float) -> None:
         async with deadline(deadline_s, f"the network of sandbox {sandbox_id} was not checked"):
             await self._run(lambda: self._check(sandbox_id))
+
+    async def survey(self, *, deadline_s: float) -> tuple[NetworkObject, ...]:
+        async with deadline(deadline_s, "the pod network was not looked at"):
+            return await self._run(self._survey)
 
     async def reconcile(self, live_ids: Iterable[str], *, deadline_s: float) -> tuple[str, ...]:
         live = frozenset(live_ids)
@@ -282,6 +286,17 @@ class BridgeNetwork:
             raise Unavailable(f"the network of sandbox {sandbox_id} cannot be checked: {error.strerror}") from error
         if not connected:
             raise Unavailable(f"the network of sandbox {sandbox_id} lost its link or its rules")
+
+    def _survey(self) -> tuple[NetworkObject, ...]:
+        held = self._opened().list()
+        owners = {port_name(each.sandbox_id): each.sandbox_id for each in held}
+        found = [NetworkObject("address", str(ip), each.sandbox_id) for each in held for ip in each.ips]
+        try:
+            found += [NetworkObject("device", name, owners.get(name, "")) for name in self._kernel.ports()]
+            found += [NetworkObject("rule", name) for name in self._kernel.unknown_rules(held)]
+        except OSError as error:
+            raise Unavailable(f"the pod network cannot be looked at: {error.strerror}") from error
+        return tuple(found)
 
     def _reconcile(self, live: frozenset[str]) -> tuple[str, ...]:
         pool = self._opened()

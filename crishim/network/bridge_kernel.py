@@ -21,7 +21,7 @@ from crishim.network.netlink import Request
 from crishim.network.netlink_socket import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 from crishim.network.pool import Reservation, Subnet, gateway_of
 from crishim.network.rtnetlink import Address, Interface
-from crishim.network.rules import PORT_PREFIX, PodRules, RuleSet
+from crishim.network.rules import PORT_PREFIX, PodRules, RuleSet, describe_key
 
 _DEFAULT_MTU = 1500
 #: requests in one datagram; their acknowledgements must fit the socket's buffer
@@ -167,11 +167,26 @@ class BridgeKernel:
             raise
         return True
 
+    def ports(self) -> list[str]:
+        """Names of the pods' devices in the bridge."""
+        links = [link.name for link in self._links() if self._index and link.master == self._index]
+        return [name for name in links if name.startswith(PORT_PREFIX)]
+
+    def unknown_rules(self, held: Sequence[Reservation]) -> list[str]:
+        """What the rules say of pods beyond those in `held`: "pods4 10.88.0.5", "ports4 tcp 8080"."""
+        pods = [PodRules(each.ips, each.ports) for each in held]
+        unknown = []
+        for name, expected in self._rules.keys(pods).items():
+            elements = nftables.get_elements(nftables.FAMILY_INET, self._names.table, name)
+            with _tolerate(errno.ENOENT):  # without its table nothing is there
+                found = nftables.parse_keys(self._netfilter_socket().dump(elements))
+                unknown += [describe_key(name, key) for key in sorted(found - expected)]
+        return unknown
+
     def remove_strays(self, keep: Collection[str]) -> None:
         """Ports of the bridge that belong to none of these sandboxes."""
         kept = {port_name(sandbox_id) for sandbox_id in keep}
-        ports = [link.name for link in self._links() if self._index and link.master == self._index]
-        self._delete_links([name for name in ports if name.startswith(PORT_PREFIX) and name not in kept])
+        self._delete_links([name for name in self.ports() if name not in kept])
 
     def teardown(self) -> None:
         """Nothing of the instance is left in the kernel; sysctls of the node stay."""

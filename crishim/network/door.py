@@ -50,6 +50,17 @@ class Readiness:
     message: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class NetworkObject:
+    """One thing that the network has for a pod."""
+
+    #: "attachment" (of CNI), "address", "device" or "rule"
+    kind: str
+    name: str
+    #: "" when nothing on record says whose it is
+    sandbox_id: str = ""
+
+
 class Network(Protocol):
     """A pod network. Every method is safe to repeat, and after a crash of the server at any point.
 
@@ -83,6 +94,10 @@ class Network(Protocol):
 
     async def check(self, sandbox_id: str, netns_path: str, *, deadline_s: float) -> None:
         """Unavailable, with a sentence, when the pod's network is no longer as `attach` made it."""
+        ...
+
+    async def survey(self, *, deadline_s: float) -> tuple[NetworkObject, ...]:
+        """Everything that pods have of this network, as it is recorded and as the kernel has it."""
         ...
 
     async def reconcile(self, live_ids: Iterable[str], *, deadline_s: float) -> tuple[str, ...]:

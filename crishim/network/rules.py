@@ -28,6 +28,7 @@ from crishim.network.rtnetlink import Address
 PORT_PREFIX = "crv"
 """How the names of all bridge ports begin, those of every instance."""
 
+_SETS = ("pods", "ports", "ports_at")
 _PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 _ICMPV6, _ROUTER_ADVERTISEMENT = 58, 134
 _FAMILIES = {4: nft.FAMILY_IPV4, 6: nft.FAMILY_IPV6}
@@ -97,6 +98,14 @@ class RuleSet:
             for name, key, value in self._elements(pod)
         ]
         return requests
+
+    def keys(self, pods: Iterable[PodRules]) -> dict[str, set[bytes]]:
+        """Keys that each set has when these are all pods."""
+        found: dict[str, set[bytes]] = {f"{name}{each}": set() for name in _SETS for each in self.versions}
+        for pod in pods:
+            for name, key, _ in self._elements(pod):
+                found[name].add(key)
+        return found
 
     def _elements(self, pod: PodRules) -> Iterator[tuple[str, bytes, bytes | None]]:
         """(set, key, value or None)."""
@@ -181,6 +190,19 @@ class RuleSet:
             nft.add_chain(nft.FAMILY_BRIDGE, self.table, _GUARD),
             nft.add_rule(nft.FAMILY_BRIDGE, self.table, _GUARD.name, rule),
         ]
+
+
+def describe_key(name: str, key: bytes) -> str:
+    """An element of a set for people: "pods4 10.88.0.5", "ports_at4 127.0.0.1 tcp 8080"."""
+    words = [name]
+    if not name.startswith("ports") or name.startswith("ports_at"):
+        length = _ADDRESS_TYPES[int(name[-1])].length
+        words.append(str(ipaddress.ip_address(key[:length])))
+        key = key[length:]
+    if key:  # each member of a concatenation begins at a multiple of four
+        protocol = next((each for each, number in _PROTOCOLS.items() if number == key[0]), str(key[0]))
+        words += [protocol, str(int.from_bytes(key[4:6], "big"))]
+    return " ".join(words)
 
 
 def host_address(port: PortMapping) -> Address | None:

@@ -129,6 +129,7 @@ class Containers:
         arguments(config, image.config)
         volumes = volume_images(config, self._images)
         container_id = secrets.token_hex(32)
+        operation.concern(container_id)
         self._store.reserve_container(ContainerReservation(container_id, sandbox.id, config))
         reached("create_container.reserved")
         async with Undo() as undo:

@@ -74,6 +74,11 @@ class Executor(Protocol):
 
     hierarchy: Hierarchy
 
+    @property
+    def pid(self) -> int:
+        """The zygote's."""
+        ...
+
     async def start_monitor(self, sandbox_id: str, directory: Path, pod: PodSpec) -> Monitor: ...
 
     async def adopt_monitor(self, sandbox_id: str, directory: Path) -> Monitor: ...

@@ -39,6 +39,8 @@ class Live:
     def __init__(self) -> None:
         self._monitors: dict[str, Monitor] = {}
         self._containers: dict[str, LiveContainer] = {}
+        #: sandboxes whose monitor exists but has not answered since the server started: they stay as they are
+        self.silent: set[str] = set()
 
     def add_monitor(self, monitor: Monitor) -> None:
         """A monitor was started or adopted."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 from crishim.errors import InvalidSpec
+from crishim.model.leftover import Leftover
 from crishim.model.node import CgroupDriver, Condition, NodeFeatures, NodeStatus, RuntimeHandler
 from crishim.network.door import Network
 from crishim.runtime.operations import Operations
@@ -20,11 +23,20 @@ _STUCK_S: Final = 60.0
 class Node:
     """The use cases of `cri.use_cases.Node`."""
 
-    def __init__(self, settings: Settings, network: Network, operations: Operations, version: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        network: Network,
+        operations: Operations,
+        version: str,
+        leftovers: Callable[[], Sequence[Leftover]],
+    ) -> None:
+        """leftovers: what the last check knows, from memory."""
         self._settings = settings
         self._network = network
         self._operations = operations
         self._version = version
+        self._leftovers = leftovers
 
     async def status(self, verbose: bool) -> NodeStatus:
         """RuntimeReady is true as long as we answer; NetworkReady is what the network says."""
@@ -59,6 +71,7 @@ class Node:
         return {
             "config": json.dumps(config),
             "operations": json.dumps(under_way),
+            "leftovers": json.dumps([asdict(each) for each in self._leftovers()]),
             "stuck": json.dumps([each for each in under_way if each["stage_seconds"] > _STUCK_S]),
         }
 

@@ -37,6 +37,18 @@ class Observer(Protocol):
         """An image pull is over; outcome is "ok" or "failed"."""
         ...
 
+    def leftover_freed(self, kind: str) -> None:
+        """Something that belonged to nobody is gone; kind is a value of `model.leftover.LeftoverKind`."""
+        ...
+
+    def leftover_failed(self, kind: str) -> None:
+        """It could not be freed, and is tried again."""
+        ...
+
+    def leftovers_looked_for(self, seconds: float) -> None:
+        """The node was compared with what the server knows."""
+        ...
+
     def log_bytes_were_lost(self, container_id: str, count: int) -> None:
         """A container ended, and `count` bytes of its output were dropped as its log could not be written."""
         ...

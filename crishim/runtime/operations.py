@@ -25,7 +25,7 @@ _PARKED_LIMIT = 1024
 class Operation:
     """One piece of work under way: what it is, which stage it is in, and since when."""
 
-    __slots__ = ("key", "request", "stage", "stage_since", "started", "task", "waiters")
+    __slots__ = ("concerned", "key", "request", "stage", "stage_since", "started", "task", "waiters")
 
     def __init__(self, key: Hashable, request: object) -> None:
         self.key = key
@@ -36,6 +36,12 @@ class Operation:
         #: calls that wait for the result
         self.waiters = 0
         self.task: asyncio.Task[Any] | None = None
+        #: ids of what is made, which the key cannot name yet
+        self.concerned: list[str] = []
+
+    def concern(self, id: str) -> None:
+        """The work makes a sandbox or container `id`: until it ends, nothing that bears this id is a leftover."""
+        self.concerned.append(id)
 
     def enter(self, stage: str) -> None:
         """The work goes on with `stage` ("run_sandbox.network"): shown while it lasts."""
@@ -102,6 +108,15 @@ class Operations:
         """(stage, age of the operation in seconds) of everything under way."""
         now = time.monotonic()
         return [(operation.stage, now - operation.started) for operation in list(self._running.values())]
+
+    def concerned(self) -> frozenset[str]:
+        """The words of all keys under way, ids of sandboxes and containers among them, and what `concern` named."""
+        words: set[str] = set()
+        for operation in self._running.values():
+            words.update(operation.concerned)
+            if isinstance(operation.key, tuple):
+                words.update(each for each in operation.key if isinstance(each, str))
+        return frozenset(words)
 
     def under_way(self) -> list[tuple[str, str, float, float, int]]:
         """(key, stage, age in s, seconds in this stage, calls that wait) of everything under way, the oldest first."""

@@ -53,6 +53,8 @@ class Places:
         self._filters = state / "filters"
         #: filter bytes by digest: every spec in memory shares them
         self._loaded: dict[str, bytes] = {}
+        #: (sandbox, container) to the digest of its filter, of specs that were written or read here
+        self._filter_of: dict[tuple[str, str], str] = {}
 
     def sandbox(self, sandbox_id: str) -> Path:
         """Directory of a sandbox."""
@@ -71,6 +73,8 @@ class Places:
     def remove_sandbox(self, sandbox_id: str) -> None:
         """Remove all that is left of a sandbox; a missing directory is fine. Unavailable when it cannot be removed."""
         directory = self.sandbox(sandbox_id)
+        for key in [each for each in list(self._filter_of) if each[0] == sandbox_id]:
+            self._filter_of.pop(key, None)
         try:
             with suppress(FileNotFoundError):
                 shutil.rmtree(directory)
@@ -103,6 +107,7 @@ class Places:
         digest = None
         if spec.process.seccomp is not None:
             digest = self._keep_filter(spec.process.seccomp)
+            self._filter_of[sandbox_id, spec.id] = digest
         stored = StoredSpec(replace(spec, process=replace(spec.process, seccomp=None)), digest)
         _write(self._spec(sandbox_id, spec.id), codec.to_bytes(stored))
         return self._with_filter(stored)
@@ -111,7 +116,10 @@ class Places:
         """NotFound when there is none; Internal when it cannot be understood."""
         path = self._spec(sandbox_id, container_id)
         try:
-            return self._with_filter(codec.from_bytes(StoredSpec, path.read_bytes()))
+            stored = codec.from_bytes(StoredSpec, path.read_bytes())
+            if stored.filter_digest is not None:
+                self._filter_of[sandbox_id, container_id] = stored.filter_digest
+            return self._with_filter(stored)
         except FileNotFoundError:
             raise NotFound(f"the spec of container {container_id} is gone") from None
         except (codec.DecodeError, OSError) as error:
@@ -140,6 +148,7 @@ class Places:
 
     def remove_container(self, sandbox_id: str, container_id: str) -> None:
         """Remove the files of a container; missing ones are fine."""
+        self._filter_of.pop((sandbox_id, container_id), None)
         for path in (
             self._spec(sandbox_id, container_id),
             self._stop(sandbox_id, container_id),
@@ -158,6 +167,21 @@ class Places:
 
     def _bundle(self, sandbox_id: str, container_id: str) -> Path:
         return self.sandbox(sandbox_id) / "bundles" / container_id
+
+    def filters_in_use(self) -> frozenset[str]:
+        """Digests of the filters of all specs that were written or read here, and not removed since."""
+        return frozenset(self._filter_of.values())
+
+    def remove_filter(self, digest: str) -> None:
+        """Remove a filter that no spec refers to. Unavailable when it cannot be removed."""
+        if digest in self.filters_in_use():
+            return
+        self._loaded.pop(digest, None)
+        path = self._filters / digest
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise Unavailable(f"{path} cannot be removed: {error.strerror}") from error
 
     def _spec(self, sandbox_id: str, container_id: str) -> Path:
         return self.sandbox(sandbox_id) / "specs" / container_id

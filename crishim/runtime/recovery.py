@@ -1,8 +1,8 @@
 """What a starting server finds: monitors that outlived the last one, records of any age, operations cut half-way.
 
 The kernel is the truth. Monitors are found by their sockets, never only from records; exits that happened meanwhile are
-replayed; a reservation without a status is undone; what nobody owns is removed. Until all is done the server answers
-Unavailable, because an empty list would tell the kubelet that every pod is gone.
+replayed; a reservation without a status is undone, and what nobody owns is removed, as at any later time (`garbage`).
+Until all is done the server answers Unavailable, because an empty list would tell the kubelet that every pod is gone.
 """
 
 from __future__ import annotations
@@ -18,24 +18,22 @@ from pathlib import Path
 from crishim.cgroups import effects
 from crishim.errors import CrishimError, NotFound
 from crishim.executor.client import MonitoredContainer
-from crishim.images.rootfs import RootFsStore
-from crishim.model.container import Container, ContainerState
-from crishim.model.sandbox import Sandbox, SandboxConfig, SandboxState
-from crishim.network.door import Network
+from crishim.model.container import ContainerState
+from crishim.model.sandbox import SandboxState
 from crishim.runtime import containers as container_use_cases
 from crishim.runtime import sandboxes as sandbox_use_cases
 from crishim.runtime.answers import MonitorSilent, answered, end_listener, end_monitor, until_gone
 from crishim.runtime.executor import Executor, Monitor
-from crishim.runtime.exits import Exits, not_ready
+from crishim.runtime.exits import Exits
+from crishim.runtime.garbage.collection import Garbage
 from crishim.runtime.helper import Helper
 from crishim.runtime.live import Live, LiveContainer
 from crishim.runtime.operations import Operations
 from crishim.runtime.places import Places
 from crishim.runtime.removal import Removal
 from crishim.runtime.settings import Settings
-from crishim.spec.cgroup import container_cgroup, pod_cgroup
-from crishim.store import codec
-from crishim.store.durable import DurableStore, SandboxReservation
+from crishim.runtime.unwatched import Unwatched
+from crishim.spec.cgroup import container_cgroup
 from crishim.store.store import LoadReport, Store
 
 logger = logging.getLogger(__name__)
@@ -52,31 +50,27 @@ class Recovery:
         *,
         settings: Settings,
         store: Store,
-        durable: DurableStore,
         executor: Executor,
-        network: Network,
-        rootfs: RootFsStore,
         operations: Operations,
         live: Live,
         places: Places,
         exits: Exits,
         removal: Removal,
+        unwatched: Unwatched,
+        garbage: Garbage,
         helper: Helper,
     ) -> None:
         self._settings = settings
         self._store = store
-        self._durable = durable
         self._executor = executor
-        self._network = network
-        self._rootfs = rootfs
         self._operations = operations
         self._live = live
         self._places = places
         self._exits = exits
         self._removal = removal
+        self._unwatched = unwatched
+        self._garbage = garbage
         self._helper = helper
-        #: sandboxes whose monitor exists but does not answer: they stay as they are until it does
-        self._silent: set[str] = set()
 
     async def run(self, report: LoadReport) -> None:
         """Bring memory, records and kernel into agreement. `report` is what loading the store found."""
@@ -93,10 +87,7 @@ class Recovery:
                     self._removal.discard(sandbox.id, unfinished.id, cgroup),
                 )
                 self._store.release_container(unfinished.id)
-        for reservation in await self._durable.sandbox_reservations():
-            if not self._has_sandbox(reservation.id):
-                await self._undo(reservation)
-        await self._remove_strays()
+        await self._garbage.collect_at_start()
         self._park()
 
     # -- monitors
@@ -121,7 +112,7 @@ class Recovery:
             with suppress(FileNotFoundError):
                 os.unlink(directory / "monitor.sock")
         except MonitorSilent as error:
-            self._silent.add(sandbox_id)
+            self._live.silent.add(sandbox_id)
             logger.error("%s; its pod is left as it is until it does", error)
             self._operations.spawn(self._adopt_late(directory), f"adoption of {sandbox_id}")
         except CrishimError as error:
@@ -141,9 +132,9 @@ class Recovery:
         except CrishimError as error:
             logger.error("the monitor of sandbox %s cannot be adopted: %s", sandbox_id, error)
             await end_listener(directory)
-        self._silent.discard(sandbox_id)
+        self._live.silent.discard(sandbox_id)
         with suppress(NotFound):
-            await self._end_unwatched_sandbox(self._store.get_sandbox(sandbox_id), rebooted=False)
+            await self._unwatched.end_sandbox(self._store.get_sandbox(sandbox_id), rebooted=False)
 
     async def _take_over(self, monitor: Monitor) -> None:
         if not self._has_sandbox(monitor.sandbox_id):
@@ -214,33 +205,14 @@ class Recovery:
     # -- what has no monitor
 
     async def _end_unwatched(self, other_boot: frozenset[str]) -> None:
-        """Containers that no monitor knows run no more, or are ended; READY without a monitor is NOTREADY."""
+        """Pods whose monitor is gone, but not those whose monitor may still answer."""
         for sandbox in self._store.list_sandboxes():
-            if sandbox.id in self._silent:
+            if sandbox.id in self._live.silent:
                 continue
             try:
-                await self._end_unwatched_sandbox(sandbox, rebooted=sandbox.id in other_boot)
+                await self._unwatched.end_sandbox(sandbox, rebooted=sandbox.id in other_boot)
             except CrishimError as error:
                 logger.error("what became of sandbox %s cannot be recorded: %s", sandbox.id, error)
-
-    async def _end_unwatched_sandbox(self, sandbox: Sandbox, *, rebooted: bool) -> None:
-        for container in self._store.list_containers(sandbox.id):
-            if container.state in (ContainerState.RUNNING, ContainerState.UNKNOWN):
-                await self._end_unwatched_container(container, rebooted)
-        if self._live.find_monitor(sandbox.id) is None and sandbox.state is SandboxState.READY:
-            reason = "NodeRebooted" if rebooted else "MonitorLost"
-            self._store.update_sandbox(sandbox.id, lambda old: not_ready(old, reason))
-
-    async def _end_unwatched_container(self, container: Container, rebooted: bool) -> None:
-        if self._live.find(container.id) is not None:
-            return
-        if rebooted:
-            self._exits.conclude(container.id, "the node was rebooted", killed=False)
-            return
-        with suppress(OSError):
-            await self._helper.run(effects.kill, self._executor.hierarchy, container.cgroup_path)
-        await self._helper.run(effects.remove, self._executor.hierarchy, container.cgroup_path)
-        self._exits.conclude(container.id, "the monitor of the pod died, so its containers were killed", killed=True)
 
     # -- what has no status
 
@@ -250,74 +222,6 @@ class Recovery:
         except NotFound:
             return False
         return True
-
-    async def _undo(self, reservation: SandboxReservation) -> None:
-        """Take back a run that was cut, finish a removal, or end the network of a pod of another boot."""
-        sandbox_id = reservation.id
-        what = f"sandbox {sandbox_id}"
-        deadline_s = self._settings.network_deadline_s
-        done = True
-        if reservation.netns_path is not None:
-            present = reservation.netns_path if os.path.exists(reservation.netns_path) else None
-            done &= await self._attempt(
-                f"the network of {what}", self._network.detach(sandbox_id, present, deadline_s=deadline_s)
-            )
-        monitor = self._live.find_monitor(sandbox_id)
-        if monitor is not None:
-            done &= await self._attempt(f"the monitor of {what}", end_monitor(monitor))
-            self._live.drop_monitor(sandbox_id)
-        else:
-            await end_listener(self._places.sandbox(sandbox_id))
-        done &= await self._attempt(f"the namespace of {what}", self._removal.remove_pin(reservation.netns_path))
-        config = _config_of(reservation)
-        if not config.cgroup_parent or self._places.owns_cgroup(sandbox_id):
-            path = pod_cgroup(config.cgroup_parent, self._settings.cgroup_root, sandbox_id)
-            done &= await self._attempt(f"the cgroup of {what}", self._removal.remove_cgroup(what, path))
-        if done:
-            done = await self._attempt(
-                f"the directory of {what}", self._helper.run(self._places.remove_sandbox, sandbox_id)
-            )
-        if done:
-            await self._durable.release_sandbox(sandbox_id)
-            logger.info("%s was taken back: its run or its removal had been cut", what)
-            return
-        self._places.make_sandbox(sandbox_id)
-        self._store.put_sandbox(
-            Sandbox(
-                id=sandbox_id,
-                config=config,
-                state=SandboxState.NOTREADY,
-                created_at_ns=1,
-                netns_path=reservation.netns_path,
-                cgroup_path=pod_cgroup(config.cgroup_parent, self._settings.cgroup_root, sandbox_id),
-                reason="NotTakenBack",
-            )
-        )
-
-    async def _remove_strays(self) -> None:
-        """Roots of containers that nobody knows, networks of sandboxes that nobody knows, and their directories."""
-        known = {container.id for container in self._store.list_containers()}
-        for container_id in self._rootfs.prepared():
-            if container_id not in known:
-                await self._attempt(f"the root of container {container_id}", self._rootfs.release(container_id))
-        live = {sandbox.id for sandbox in self._store.list_sandboxes()}
-        for directory in self._places.sandboxes.glob("*/"):
-            if directory.name not in live | self._silent:
-                await self._attempt(f"sandbox {directory.name}", self._remove_stray(directory))
-        try:
-            left = await self._network.reconcile(live | self._silent, deadline_s=self._settings.network_deadline_s)
-        except CrishimError as error:
-            logger.warning("what is left of earlier pod networks cannot be removed: %s", error)
-            return
-        for sandbox_id in left:
-            logger.warning("the network of sandbox %s could not be removed; it is tried again later", sandbox_id)
-
-    async def _remove_stray(self, directory: Path) -> None:
-        monitor = self._live.find_monitor(directory.name)
-        if monitor is not None:
-            await end_monitor(monitor)
-            self._live.drop_monitor(directory.name)
-        await self._helper.run(self._places.remove_sandbox, directory.name)
 
     async def _attempt(self, what: str, work: Awaitable[object]) -> bool:
         """Whether `work` ended well; a failure is logged, and recovery goes on."""
@@ -339,11 +243,3 @@ class Recovery:
             if container.state is ContainerState.CREATED:
                 key = container_use_cases.operation_key(container.sandbox_id, container.config)
                 self._operations.park(key, container.config, container.id)
-
-
-def _config_of(reservation: SandboxReservation) -> SandboxConfig:
-    """The configuration as it was asked for; one that is not understood any more is replaced by its identity."""
-    try:
-        return codec.from_bytes(SandboxConfig, reservation.config)
-    except codec.DecodeError:
-        return SandboxConfig(reservation.name, reservation.uid, reservation.namespace, reservation.attempt)

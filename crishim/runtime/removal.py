@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from contextlib import suppress
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 #: name of the role that detaches a mount and removes its mount point; `app.py` gives it to the zygote
 PIN_ROLE = "remove_pin"
+#: name of the role that detaches mounts alone
+MOUNT_ROLE = "detach_mounts"
+_KILL_PAUSE_S = 0.01
 
 
 class Removal:
@@ -40,6 +44,7 @@ class Removal:
         operations: Operations,
         helper: Helper,
         stopping: Stopping,
+        kill_wait_s: float,
     ) -> None:
         self._store = store
         self._live = live
@@ -49,6 +54,7 @@ class Removal:
         self._operations = operations
         self._helper = helper
         self._stopping = stopping
+        self._kill_wait_s = kill_wait_s
 
     async def remove(self, container_id: str) -> None:
         """Kill, then remove all that is left of a container. Nothing to do when it is unknown; full ids only."""
@@ -118,6 +124,29 @@ class Removal:
         """Remove a cgroup with all below it; Unavailable when a process is in it."""
         if not await self._helper.run(effects.remove, self._executor.hierarchy, path):
             raise Unavailable(f"the cgroup {path} of {whose} cannot be removed: a process is in it")
+
+    async def end_cgroup(self, whose: str, path: str) -> None:
+        """Kill what is in a cgroup until nothing is, and remove it; Unavailable when a process does not die."""
+        give_up = asyncio.get_running_loop().time() + self._kill_wait_s
+        pause_s = _KILL_PAUSE_S
+        while True:
+            with suppress(OSError):
+                await self._helper.run(effects.kill, self._executor.hierarchy, path)
+            if await self._helper.run(effects.remove, self._executor.hierarchy, path, tries=4):
+                return
+            if asyncio.get_running_loop().time() > give_up:
+                left = await self._helper.run(effects.pids, self._executor.hierarchy, path)
+                which = f"process {left[0]} does not die" if left else "the kernel keeps it"
+                raise Unavailable(f"the cgroup {path} of {whose} cannot be removed: {which}")
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, 1.0)
+
+    async def detach_mounts(self, path: str) -> None:
+        """Detach every mount at this path; Unavailable when one stays."""
+        try:
+            await self._executor.run_role(MOUNT_ROLE, {"path": os.fsencode(path)}, timeout_s=10.0)
+        except CrishimError as error:
+            raise Unavailable(f"the mount at {path} cannot be detached: {error}") from error
 
     async def remove_pin(self, path: str | None) -> None:
         """Remove the pin of a network namespace when it is still there."""

@@ -96,6 +96,7 @@ class Sandboxes:
         if plan.network:
             await self._require_network()
         sandbox = self._planned(config, plan, handler)
+        operation.concern(sandbox.id)
         await self._durable.reserve_sandbox(self._reservation(sandbox))
         reached("run_sandbox.reserved")
         async with Undo(

@@ -80,6 +80,8 @@ WAITS = {
     "exec.started": "the zygote, which executes",
     "exec.ended": "the command",
     "pull.done": "the registry",
+    "garbage.look": "the kernel and the disks, which are looked at",
+    "garbage.free": "what is being freed: processes, networks, disks",
 }
 
 _crash_at = os.environ.get("CRISHIM_CRASH_AT")

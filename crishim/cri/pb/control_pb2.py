@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63rishim/cri/pb/control.proto\x12\ncrishim.v1\"\x1b\n\x0bLoadRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"7\n\x0cLoadResponse\x12\'\n\x06images\x18\x01 \x03(\x0b\x32\x17.crishim.v1.LoadedImage\",\n\x0bLoadedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\trepo_tags\x18\x02 \x03(\t\"\x18\n\nWhyRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1c\n\x0bWhyResponse\x12\r\n\x05story\x18\x01 \x01(\t2|\n\x07\x43ontrol\x12\x39\n\x04Load\x12\x17.crishim.v1.LoadRequest\x1a\x18.crishim.v1.LoadResponse\x12\x36\n\x03Why\x12\x16.crishim.v1.WhyRequest\x1a\x17.crishim.v1.WhyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63rishim/cri/pb/control.proto\x12\ncrishim.v1\"\x1b\n\x0bLoadRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"7\n\x0cLoadResponse\x12\'\n\x06images\x18\x01 \x03(\x0b\x32\x17.crishim.v1.LoadedImage\",\n\x0bLoadedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\trepo_tags\x18\x02 \x03(\t\"\x18\n\nWhyRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1c\n\x0bWhyResponse\x12\r\n\x05story\x18\x01 \x01(\t\"(\n\x15\x43ollectGarbageRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\"(\n\x16\x43ollectGarbageResponse\x12\x0e\n\x06report\x18\x01 \x01(\t2\xd5\x01\n\x07\x43ontrol\x12\x39\n\x04Load\x12\x17.crishim.v1.LoadRequest\x1a\x18.crishim.v1.LoadResponse\x12\x36\n\x03Why\x12\x16.crishim.v1.WhyRequest\x1a\x17.crishim.v1.WhyResponse\x12W\n\x0e\x43ollectGarbage\x12!.crishim.v1.CollectGarbageRequest\x1a\".crishim.v1.CollectGarbageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,6 +41,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WHYREQUEST']._serialized_end=200
   _globals['_WHYRESPONSE']._serialized_start=202
   _globals['_WHYRESPONSE']._serialized_end=230
-  _globals['_CONTROL']._serialized_start=232
-  _globals['_CONTROL']._serialized_end=356
+  _globals['_COLLECTGARBAGEREQUEST']._serialized_start=232
+  _globals['_COLLECTGARBAGEREQUEST']._serialized_end=272
+  _globals['_COLLECTGARBAGERESPONSE']._serialized_start=274
+  _globals['_COLLECTGARBAGERESPONSE']._serialized_end=314
+  _globals['_CONTROL']._serialized_start=317
+  _globals['_CONTROL']._serialized_end=530
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,11 @@ class ControlStub:
                 request_serializer=crishim_dot_cri_dot_pb_dot_control__pb2.WhyRequest.SerializeToString,
                 response_deserializer=crishim_dot_cri_dot_pb_dot_control__pb2.WhyResponse.FromString,
                 _registered_method=True)
+        self.CollectGarbage = channel.unary_unary(
+                '/crishim.v1.Control/CollectGarbage',
+                request_serializer=crishim_dot_cri_dot_pb_dot_control__pb2.CollectGarbageRequest.SerializeToString,
+                response_deserializer=crishim_dot_cri_dot_pb_dot_control__pb2.CollectGarbageResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -63,6 +68,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CollectGarbage(self, request, context):
+        """Looks for what belongs to nobody, now, and frees it unless it is a dry run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +87,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Why,
                     request_deserializer=crishim_dot_cri_dot_pb_dot_control__pb2.WhyRequest.FromString,
                     response_serializer=crishim_dot_cri_dot_pb_dot_control__pb2.WhyResponse.SerializeToString,
+            ),
+            'CollectGarbage': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectGarbage,
+                    request_deserializer=crishim_dot_cri_dot_pb_dot_control__pb2.CollectGarbageRequest.FromString,
+                    response_serializer=crishim_dot_cri_dot_pb_dot_control__pb2.CollectGarbageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +148,33 @@ class Control:
             '/crishim.v1.Control/Why',
             crishim_dot_cri_dot_pb_dot_control__pb2.WhyRequest.SerializeToString,
             crishim_dot_cri_dot_pb_dot_control__pb2.WhyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectGarbage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crishim.v1.Control/CollectGarbage',
+            crishim_dot_cri_dot_pb_dot_control__pb2.CollectGarbageRequest.SerializeToString,
+            crishim_dot_cri_dot_pb_dot_control__pb2.CollectGarbageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,7 +23,7 @@ from crishim.network.cni.plugin import find_plugin, run_plugin
 from crishim.network.cni.records import AttachmentRecord, AttachmentRecords
 from crishim.network.cni.result import network_result, parse_result
 from crishim.network.deadline import deadline
-from crishim.network.door import POD_INTERFACE, Attachment, NetworkResult, Readiness
+from crishim.network.door import POD_INTERFACE, Attachment, NetworkObject, NetworkResult, Readiness
 from crishim.network.netlink_socket import NETLINK_ROUTE, NetlinkSocket
 
 logger = logging.getLogger(__name__)
@@ -113,6 +113,10 @@ class CniNetwork:
         async with deadline(deadline_s, f"the network of sandbox {sandbox_id} was not checked"):
             for plugin in record.network.plugins:
                 await self._run("CHECK", plugin, record, netns_path, record.result)
+
+    async def survey(self, *, deadline_s: float) -> tuple[NetworkObject, ...]:
+        """The records; what plugins keep is theirs."""
+        return tuple(NetworkObject("attachment", sandbox_id, sandbox_id) for sandbox_id in self._records.ids())
 
     async def reconcile(self, live_ids: Iterable[str], *, deadline_s: float) -> tuple[str, ...]:
         """DEL for each record that is not live, then GC where the configuration has it (1.1.0)."""

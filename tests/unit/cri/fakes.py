@@ -12,6 +12,7 @@ from crishim.errors import NotFound
 from crishim.model.container import Container, ContainerConfig, ContainerState, ContainerUser
 from crishim.model.exec import ExecResult
 from crishim.model.image import Credentials, FilesystemUsage, Image, ImageConfig
+from crishim.model.leftover import GarbageReport, Leftover
 from crishim.model.life import LifeEvent
 from crishim.model.metric import Metric, MetricDescriptor, MetricType, SandboxMetrics
 from crishim.model.node import CgroupDriver, Condition, NodeFeatures, NodeStatus, RuntimeHandler
@@ -328,6 +329,16 @@ class FakeStories:
         if id != "web":
             raise NotFound(f"no pod and no container is called {id!r}")
         return FakeStory(id)
+
+
+class FakeGarbage:
+    def __init__(self, runtime: FakeRuntime) -> None:
+        self._runtime = runtime
+
+    async def check(self, *, dry_run: bool) -> GarbageReport:
+        self._runtime.called("collect garbage", dry_run)
+        left = Leftover("netns", "/run/netns/x", "a1b2", "its sandbox does not exist", False, 1, "found")
+        return GarbageReport(dry_run, (left,), ("the network: it hangs",), 0.5)
 
 
 class FakeImages:

@@ -214,6 +214,20 @@ def test_the_status_of_a_pod_has_that_of_its_containers_and_a_time(socket: Path)
     play(socket, scene)
 
 
+def test_a_report_of_leftovers_is_json(socket: Path) -> None:
+    async def scene(node: Node) -> None:
+        answer = await node.control.CollectGarbage(control_pb2.CollectGarbageRequest(dry_run=True))
+        report = json.loads(answer.report)
+        assert (report["dry_run"], report["problems"]) == (True, ["the network: it hangs"])
+        assert [(each["kind"], each["name"], each["outcome"]) for each in report["leftovers"]] == [
+            ("netns", "/run/netns/x", "found")
+        ]
+        await node.control.CollectGarbage(control_pb2.CollectGarbageRequest())
+        assert node.runtime.calls == [("collect garbage", True), ("collect garbage", False)]
+
+    play(socket, scene)
+
+
 def test_a_story_is_json(socket: Path) -> None:
     async def scene(node: Node) -> None:
         answer = await node.control.Why(control_pb2.WhyRequest(id="web"))
