@@ -94,7 +94,8 @@ def _cgroups(hierarchy: Hierarchy, own: bytes, parents: list[bytes]) -> list[byt
 def _processes(hierarchy: Hierarchy, own: bytes, zygote: int, monitors: set[int], sandboxes: bytes) -> list[Entry]:
     """[pid, start time in clock ticks, name, sandbox id or b"", cgroups of its children] of strangers among monitors.
 
-    What a monitor or the zygote has started is no stranger, but for further monitors.
+    What a monitor or the zygote has started is no stranger, but for further monitors; and programs of hooks, which
+    may leave daemons, are none of our business.
     """
     tree = hierarchy.mount or hierarchy.trees()[0]
     directory = join_path(tree, own + b"/monitors")
@@ -108,12 +109,23 @@ def _processes(hierarchy: Hierarchy, own: bytes, zygote: int, monitors: set[int]
             continue
         try:
             name, state, parent, started = _stat(pid)
-            at_work = parent in monitors or (parent == zygote and name != b"crishim-monitor")
-            if state not in (b"Z", b"X") and not at_work:
-                found.append([pid, started, name, _sandbox_of(pid, sandboxes), _child_cgroups(pid, hierarchy)])
+            if not name.startswith(b"crishim-") or state in (b"Z", b"X") or _is_at_work(name, parent, zygote, monitors):
+                continue
+            found.append([pid, started, name, _sandbox_of(pid, sandboxes), _child_cgroups(pid, hierarchy)])
         except OSError:  # gone meanwhile
             continue
     return found
+
+
+def _is_at_work(name: bytes, parent: int, zygote: int, monitors: set[int]) -> bool:
+    """Whether a process, by its name and its parent, descends from a monitor that lives, or works for the zygote."""
+    while parent > 1:
+        if parent in monitors:
+            return True
+        if parent == zygote:
+            return name != b"crishim-monitor"
+        name, _, parent, _ = _stat(parent)
+    return False
 
 
 def _stat(pid: int) -> tuple[bytes, bytes, int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -66,11 +67,11 @@ class Planted:
         self.live = live
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def process_in(self, path: str) -> subprocess.Popen[bytes]:
+    def process_in(self, path: str, program: str = "sleep") -> subprocess.Popen[bytes]:
         """A process of a new cgroup, or of one that is there."""
         hierarchy = detect()
         effects.create(hierarchy, CgroupPlan(path, []))
-        process = subprocess.Popen(["sleep", "1000"])
+        process = subprocess.Popen([program, "1000"])
         effects.join(hierarchy, path, process.pid)
         self.processes.append(process)
         return process
@@ -88,8 +89,10 @@ class Planted:
         return "cgroup", path
 
     def process_among_monitors(self) -> tuple[str, str]:
-        process = self.process_in(f"/crishim-{self.server.instance}.slice/monitors")
-        return "process", f"sleep {process.pid}"
+        program = self.server.directory / "crishim-stray"
+        shutil.copy("/bin/sleep", program)
+        process = self.process_in(f"/crishim-{self.server.instance}.slice/monitors", str(program))
+        return "process", f"crishim-stray {process.pid}"
 
     def pin(self) -> tuple[str, str]:
         path = Path(f"/run/netns/crishim-{self.server.instance}-{GONE}4")
@@ -265,6 +268,7 @@ def test_what_belongs_to_others_is_not_touched(server: Server) -> None:
     try:
         planted.process_in(f"{parent}/pod1/{GONE}2")  # a container of another runtime in the pod's cgroup
         planted.process_in(f"/crishim-{server.instance}.slice.other/pods/{GONE}3")
+        planted.process_in(f"/crishim-{server.instance}.slice/monitors")  # a daemon of a hook
         for pin in pins:
             pin.touch()
         server.in_netns("ip", "link", "add", "crv111111111111", "type", "veth", "peer", "strange")
