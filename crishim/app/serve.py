@@ -36,6 +36,7 @@ ROLES = {
     "inventory": "crishim.executor.inventory:inventory",
     "filter_users": "crishim.executor.inventory:filter_users",
     "sources": "crishim.executor.sources:look_at_sources",
+    "user_namespaces": "crishim.executor.userns_probe:try_user_namespaces",
 }
 
 logger = logging.getLogger(__name__)

@@ -55,6 +55,7 @@ from crishim.runtime.stopping import Stopping
 from crishim.runtime.story import Stories
 from crishim.runtime.take_back import TakeBack
 from crishim.runtime.unwatched import Unwatched
+from crishim.runtime.user_namespaces import why_no_user_namespaces
 from crishim.runtime.users import ImageUsers
 from crishim.spec.capabilities import DEFAULT
 from crishim.spec.seccomp import runtime_default
@@ -126,6 +127,9 @@ class Server:
             raise Unavailable(f"cannot listen on {self._config.server.listen}: {error}") from error
         self._executor.on_zygote_lost = lambda: logger.error("the zygote died, and its execs with it; a new one starts")
         await self._executor.open()
+        self._settings.no_user_namespaces = await why_no_user_namespaces(
+            self._executor, self._settings.root_dir, self._settings.state_dir
+        )
         await self._network.open()
         await self._recovery.run(report)
         self._fill_listing()

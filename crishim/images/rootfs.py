@@ -19,6 +19,7 @@ from crishim.images.table import ImageTable
 from crishim.images.trees import remove_tree
 from crishim.model.image import Image
 from crishim.model.process import RootFs
+from crishim.model.sandbox import UserNamespace
 
 _CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -36,16 +37,17 @@ class RootFsStore:
         self,
         container_id: str,
         image: Image,
-        owner: tuple[int, int] | None = None,
+        users: UserNamespace | None = None,
         volumes: Sequence[Image] = (),
     ) -> RootFs:
         """Hold the image's layers and make an empty writable layer. Calling it again keeps what is there.
 
         volumes: images whose layers are held too, because the container mounts them.
-        owner: uid and gid of the container's "/", when they are not those of the image's (a pod with a user namespace).
-        NotFound when the image was removed meanwhile, Exhausted when the disk is full.
+        users: the pod's own user namespace, whose ids own what is written.
+        NotFound when the image was removed meanwhile, Exhausted when the disk is full, InvalidSpec when the owner of
+        the image's "/" is not mapped.
         """
-        return await asyncio.to_thread(self._prepare, container_id, image, owner, volumes)
+        return await asyncio.to_thread(self._prepare, container_id, image, users, volumes)
 
     async def release(self, container_id: str) -> None:
         """Remove the writable layer and let go of the image's layers; nothing when it is gone.
@@ -65,7 +67,7 @@ class RootFsStore:
         return self._directory / container_id
 
     def _prepare(
-        self, container_id: str, image: Image, owner: tuple[int, int] | None, volumes: Sequence[Image]
+        self, container_id: str, image: Image, users: UserNamespace | None, volumes: Sequence[Image]
     ) -> RootFs:
         directory = self.path(container_id)
         if not image.chain_ids:
@@ -73,10 +75,10 @@ class RootFsStore:
         self._table.put_rootfs(container_id, image, volumes)  # first: a crash after it leaves a row that release finds
         lowers = self._layers.paths(image.chain_ids)
         with own_files(directory):
-            self._make(directory, image, lowers, owner)
+            self._make(directory, image, lowers, users)
         return RootFs(lowers=lowers, upper=str(directory / "upper"), work=str(directory / "work"))
 
-    def _make(self, directory: Path, image: Image, lowers: tuple[str, ...], owner: tuple[int, int] | None) -> None:
+    def _make(self, directory: Path, image: Image, lowers: tuple[str, ...], users: UserNamespace | None) -> None:
         upper = directory / "upper"
         directory.mkdir(mode=0o700, exist_ok=True)
         (directory / "work").mkdir(mode=0o700, exist_ok=True)
@@ -85,7 +87,7 @@ class RootFsStore:
             made = directory / "upper.new"
             made.mkdir(exist_ok=True)
             like = os.stat(self._layers.root_path(image.chain_ids) or lowers[-1])
-            os.chown(made, *(owner or (like.st_uid, like.st_gid)))
+            os.chown(made, *_owner_of_root(image, like, users))
             made.chmod(like.st_mode & 0o7777)
             made.rename(upper)
 
@@ -93,3 +95,14 @@ class RootFsStore:
         remove_tree(self.path(container_id))
         if self._table.drop_rootfs(container_id):
             self._layers.free_unused()
+
+
+def _owner_of_root(image: Image, like: os.stat_result, users: UserNamespace | None) -> tuple[int, int]:
+    if users is None:
+        return like.st_uid, like.st_gid
+    uid, gid = users.host_uid(like.st_uid), users.host_gid(like.st_gid)
+    if uid is None or gid is None:
+        raise InvalidSpec(
+            f'image {image.id}: its "/" belongs to {like.st_uid}:{like.st_gid}, which the pod\'s user namespace lacks'
+        )
+    return uid, gid

@@ -51,6 +51,21 @@ class UserNamespace:
     uids: tuple[IdMapping, ...] = ()
     gids: tuple[IdMapping, ...] = ()
 
+    def host_uid(self, uid: int) -> int | None:
+        """The host's number of a uid of the pod, None when it has none."""
+        return _on_host(self.uids, uid)
+
+    def host_gid(self, gid: int) -> int | None:
+        """The host's number of a gid of the pod, None when it has none."""
+        return _on_host(self.gids, gid)
+
+
+def _on_host(mappings: tuple[IdMapping, ...], number: int) -> int | None:
+    for each in mappings:
+        if each.container_id <= number < each.container_id + each.length:
+            return each.host_id + number - each.container_id
+    return None
+
 
 @dataclass(frozen=True, slots=True)
 class NamespaceOptions:
@@ -62,6 +77,11 @@ class NamespaceOptions:
     #: container id, only with pid = TARGET
     target_id: str = ""
     user: UserNamespace | None = None
+
+    @property
+    def own_users(self) -> UserNamespace | None:
+        """The pod's own user namespace, None when it has the host's."""
+        return self.user if self.user is not None and self.user.mode is NamespaceMode.POD else None
 
 
 @dataclass(frozen=True, slots=True)

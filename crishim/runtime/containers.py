@@ -137,7 +137,8 @@ class Containers:
             cgroup = container_cgroup(sandbox.cgroup_path, container_id)
             undo.push("the root file system", lambda: self._removal.discard(sandbox.id, container_id, cgroup))
             operation.enter("create_container.rootfs")
-            rootfs = await self._images.rootfs.prepare(container_id, image, volumes=tuple(volumes.values()))
+            users = sandbox.config.security.namespaces.own_users
+            rootfs = await self._images.rootfs.prepare(container_id, image, users, tuple(volumes.values()))
             reached("create_container.rootfs")
             operation.enter("create_container.spec")
             spec = await self._translate(container_id, config, sandbox, image, rootfs, volumes)

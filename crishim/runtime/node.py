@@ -42,14 +42,19 @@ class Node:
         """RuntimeReady is true as long as we answer; NetworkReady is what the network says."""
         network = await self._network.ready()
         recursive = self._settings.node.recursive_read_only
+        users = not self._settings.no_user_namespaces
         names = ("", *self._settings.handlers)
         return NodeStatus(
             conditions=(
                 Condition("RuntimeReady", True),
                 Condition("NetworkReady", network.ready, network.reason, network.message),
             ),
-            handlers=tuple(RuntimeHandler(name, recursive_read_only_mounts=recursive) for name in names),
-            features=NodeFeatures(supplemental_groups_policy=True, mount_options=True),
+            handlers=tuple(
+                RuntimeHandler(name, recursive_read_only_mounts=recursive, user_namespaces=users) for name in names
+            ),
+            features=NodeFeatures(
+                supplemental_groups_policy=True, mount_options=True, user_namespaces_host_network=users
+            ),
             info=self._info() if verbose else {},
         )
 
@@ -66,6 +71,7 @@ class Node:
             "seccompProfileDir": self._settings.seccomp_profile_dir,
             "runtimeHandlers": list(self._settings.handlers),
             "defaultRuntimeHandler": self._settings.default_handler,
+            "noUserNamespaces": self._settings.no_user_namespaces,
             "kernel": ".".join(map(str, self._settings.node.kernel)),
         }
         return {

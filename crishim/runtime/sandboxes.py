@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from crishim.cgroups import effects
-from crishim.errors import AlreadyExists, NotFound, Unavailable
+from crishim.errors import AlreadyExists, NotFound, Unavailable, Unsupported
 from crishim.executor.client import PodSpec
 from crishim.model.handler import Handler
 from crishim.model.resources import Resources
@@ -93,6 +93,11 @@ class Sandboxes:
             )
         handler = self._settings.handler(config.runtime_handler)
         plan, resolv_conf = spec.sandbox_plan(config, handler), spec.resolv_conf(config.dns)
+        if plan.users is not None and self._settings.no_user_namespaces:
+            raise Unsupported(
+                "config.linux.security_context.namespace_options.userns_options: this node cannot do"
+                f" {self._settings.no_user_namespaces}"
+            )
         if plan.network:
             await self._require_network()
         sandbox = self._planned(config, plan, handler)
@@ -173,6 +178,8 @@ class Sandboxes:
             shared_pid=plan.shared_pid,
             hostname=plan.hostname,
             sysctls=plan.sysctls,
+            uid_mappings=plan.users.uids if plan.users else (),
+            gid_mappings=plan.users.gids if plan.users else (),
         )
         monitor = await self._executor.start_monitor(sandbox.id, directory, pod)
         self._exits.watch_monitor(monitor)

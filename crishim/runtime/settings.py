@@ -29,7 +29,7 @@ _CHANGEABLE = (
 
 @dataclass(slots=True)
 class Settings:
-    """One value that all use cases share and ask anew each time. Only `adopt` changes it."""
+    """One value that all use cases share and ask anew each time. Only the start and `adopt` change it."""
 
     #: kernel, machine and our own privileges
     node: NodeAbilities
@@ -65,6 +65,9 @@ class Settings:
     kill_wait_s: float = 10.0
     #: a network's attach and detach may take this long
     network_deadline_s: float = 120.0
+
+    #: why pods cannot have user namespaces; empty when they can
+    no_user_namespaces: str = "it was not tried"
 
     def handler(self, name: str) -> Handler:
         """The runtime handler of that name, "" for the default one. InvalidSpec when there is none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from crishim.errors import InvalidSpec, Unsupported
+from crishim.errors import InvalidSpec
 from crishim.model.container import ContainerConfig
 from crishim.model.image import ImageConfig
 from crishim.model.process import (
@@ -24,6 +24,7 @@ from crishim.spec.cgroup import container_cgroup, device_rules, limits
 from crishim.spec.facts import HostDevice, NodeAbilities, PodFiles, Users
 from crishim.spec.mounts import check_paths, container_mounts
 from crishim.spec.process import container_process
+from crishim.spec.user_namespace import check_mapped, check_users
 
 #: nodes of every /dev: path to (major, minor), all of kind "c", 0666
 BASE_NODES = (
@@ -65,6 +66,7 @@ def container_spec(container_id: str, config: ContainerConfig, sandbox: Sandbox,
             "linux.security_context.privileged: true, but the sandbox was run without privileged: a privileged"
             " container needs a privileged sandbox"
         )
+    pod = sandbox.config.security.namespaces
     pid_mode = namespaces_of(config, sandbox).pid
     rootfs, handler = around.rootfs, sandbox.handler
     asked = sandbox.config.annotations
@@ -77,6 +79,7 @@ def container_spec(container_id: str, config: ContainerConfig, sandbox: Sandbox,
         localhost_filter=around.localhost_filter,
         handler=handler,
     )
+    check_mapped(process.user, pod.own_users)
     return ContainerSpec(
         id=container_id,
         process=replace(
@@ -90,13 +93,9 @@ def container_spec(container_id: str, config: ContainerConfig, sandbox: Sandbox,
             limits(config.resources, handler),
             device_rules(around.devices, all_devices(config, sandbox)),
         ),
-        namespaces=_namespaces(pid_mode, security.privileged),
+        namespaces=_namespaces(pid_mode, security.privileged, own_users=pod.own_users is not None),
         mounts=container_mounts(
-            config,
-            sandbox.config.security.namespaces.ipc,
-            around.files,
-            layers=around.image_volumes,
-            cgroup_writable=handler.cgroup_writable,
+            config, pod, around.files, layers=around.image_volumes, cgroup_writable=handler.cgroup_writable
         ),
         device_nodes=_nodes(around.devices),
         masked_paths=() if security.privileged else check_paths("masked_paths", security.masked_paths),
@@ -121,13 +120,12 @@ def namespaces_of(config: ContainerConfig, sandbox: Sandbox) -> NamespaceOptions
 def check_namespaces(config: ContainerConfig, sandbox: Sandbox) -> None:
     """A container can choose how it sees processes, within what its sandbox was run with; the rest is the sandbox's.
 
-    InvalidSpec or Unsupported names the field.
+    InvalidSpec names the field.
     """
     asked = namespaces_of(config, sandbox)
     pod = sandbox.config.security.namespaces
     where = "linux.security_context.namespace_options"
-    if asked.user is not None and asked.user.mode is not NamespaceMode.NODE:
-        raise Unsupported(f"{where}.userns_options: user namespaces are not supported by this version")
+    check_users(where, pod, asked, privileged=config.security.privileged)
     if asked.pid is NamespaceMode.POD and pod.pid is not NamespaceMode.POD:
         raise InvalidSpec(f"{where}.pid: POD, but the sandbox was run with pid {pod.pid.name}")
     if asked.pid is NamespaceMode.NODE and pod.pid is not NamespaceMode.NODE:
@@ -146,16 +144,20 @@ def exec_namespaces(config: ContainerConfig, sandbox: Sandbox) -> tuple[Namespac
         kinds.append(NamespaceKind.IPC)
     if not config.security.privileged:
         kinds.append(NamespaceKind.CGROUP)
+    if pod.own_users is not None:
+        kinds.append(NamespaceKind.USER)
     return tuple(kinds)
 
 
-def _namespaces(pid_mode: NamespaceMode, privileged: bool) -> tuple[Namespace, ...]:
+def _namespaces(pid_mode: NamespaceMode, privileged: bool, *, own_users: bool) -> tuple[Namespace, ...]:
     """New namespaces; network, IPC and UTS are those of the pod's monitor, the init's parent."""
     kinds = [Namespace(NamespaceKind.MOUNT)]
     if pid_mode is NamespaceMode.CONTAINER:
         kinds.append(Namespace(NamespaceKind.PID))
     if not privileged:
         kinds.append(Namespace(NamespaceKind.CGROUP))
+    if own_users:
+        kinds.append(Namespace(NamespaceKind.USER))
     return tuple(kinds)
 
 

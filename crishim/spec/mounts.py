@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from crishim.errors import InvalidSpec, Unsupported
+from crishim.errors import InvalidSpec
 from crishim.model.container import ContainerConfig, Mount
 from crishim.model.process import MountSpec, Propagation
-from crishim.model.sandbox import NamespaceMode
+from crishim.model.sandbox import NamespaceMode, NamespaceOptions, UserNamespace
 from crishim.spec.facts import PodFiles
+from crishim.spec.user_namespace import is_idmapped, without_rights_on_host
 
 _NONE: Mapping[int, tuple[str, ...]] = MappingProxyType({})
 _SAFE = ("nosuid", "noexec", "nodev")
@@ -21,7 +22,7 @@ _SAFE = ("nosuid", "noexec", "nodev")
 
 def container_mounts(
     config: ContainerConfig,
-    ipc: NamespaceMode,
+    pod: NamespaceOptions,
     files: PodFiles,
     *,
     layers: Mapping[int, tuple[str, ...]] = _NONE,
@@ -31,13 +32,14 @@ def container_mounts(
 
     layers: directories of the image of each image volume, by its position among the mounts of the request.
     """
-    asked = [_requested(index, mount, layers.get(index, ())) for index, mount in enumerate(config.mounts)]
+    users = pod.own_users
+    asked = [_requested(index, mount, users, layers.get(index, ())) for index, mount in enumerate(config.mounts)]
     targets = {mount.target for mount in asked}
     defaults = [
-        mount
+        without_rights_on_host(mount, pod)
         for mount in (
-            *default_mounts(config.security.privileged, ipc, cgroup_writable=cgroup_writable),
-            *_pod_files(files, config.security.readonly_rootfs),
+            *default_mounts(config.security.privileged, pod.ipc, cgroup_writable=cgroup_writable),
+            *_pod_files(files, config.security.readonly_rootfs, idmap=users is not None),
         )
         if mount.target not in targets and not ("/dev" in targets and mount.target.startswith("/dev/"))
     ]
@@ -73,19 +75,17 @@ def default_mounts(privileged: bool, ipc: NamespaceMode, *, cgroup_writable: boo
     )
 
 
-def _pod_files(files: PodFiles, readonly: bool) -> list[MountSpec]:
+def _pod_files(files: PodFiles, readonly: bool, *, idmap: bool) -> list[MountSpec]:
     pairs = (("/etc/resolv.conf", files.resolv_conf), ("/etc/hostname", files.hostname), ("/etc/hosts", files.hosts))
     flags = ("ro",) if readonly else ()
-    return [MountSpec(target, "bind", source, flags) for target, source in pairs if source]
+    return [MountSpec(target, "bind", source, flags, idmap=idmap) for target, source in pairs if source]
 
 
-def _requested(index: int, mount: Mount, layers: tuple[str, ...]) -> MountSpec:
+def _requested(index: int, mount: Mount, users: UserNamespace | None, layers: tuple[str, ...]) -> MountSpec:
     field = f"config.mounts[{index}]"
-    if mount.uid_mappings or mount.gid_mappings:
-        raise Unsupported(f"{field}.uidMappings: user namespaces are not supported by this version")
     target = checked_target(f"{field}.container_path", mount.container_path)
     if mount.image is not None:
-        return _image_volume(field, mount, target, layers)
+        return _image_volume(field, mount, target, users, layers)
     if not mount.host_path.startswith("/") or "\0" in mount.host_path:
         raise InvalidSpec(f"{field}.host_path: {mount.host_path!r} is not an absolute path")
     flags = [_option(field, option) for option in mount.options]
@@ -95,10 +95,13 @@ def _requested(index: int, mount: Mount, layers: tuple[str, ...]) -> MountSpec:
         flags.append("rro")
     elif mount.readonly:
         flags.append("ro")
-    return MountSpec(target, "bind", mount.host_path, tuple(flags), (), mount.propagation)
+    idmap = is_idmapped(field, mount, users)
+    return MountSpec(target, "bind", mount.host_path, tuple(flags), (), mount.propagation, idmap=idmap)
 
 
-def _image_volume(field: str, mount: Mount, target: str, layers: tuple[str, ...]) -> MountSpec:
+def _image_volume(
+    field: str, mount: Mount, target: str, users: UserNamespace | None, layers: tuple[str, ...]
+) -> MountSpec:
     """Read-only, and programs may run from it; what an image marks as set-user-id gives no one anything."""
     if not mount.readonly:
         raise InvalidSpec(f"{field}.readonly: false, but an image volume is read-only")
@@ -106,6 +109,7 @@ def _image_volume(field: str, mount: Mount, target: str, layers: tuple[str, ...]
         raise InvalidSpec(f"{field}.propagation: BIDIRECTIONAL, but an image volume has nothing to propagate")
     options = [_option(field, option) for option in mount.options]
     flags = tuple(dict.fromkeys(("ro", "nosuid", "nodev", *options)))
+    is_idmapped(field, mount, users)
     return MountSpec(target, "image", mount.image_sub_path, flags, layers=layers)
 
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from crishim.errors import InvalidSpec, Unsupported
+from crishim.errors import InvalidSpec
 from crishim.model.handler import PLAIN, Handler
-from crishim.model.sandbox import Dns, NamespaceMode, SandboxConfig
+from crishim.model.sandbox import Dns, NamespaceMode, SandboxConfig, UserNamespace
 
 _SYSCTL = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[A-Za-z0-9][A-Za-z0-9_-]*)+")
 #: keys that belong to the IPC namespace; a trailing dot or "*" is a prefix (ipc_namespaces(7))
@@ -32,6 +32,8 @@ class SandboxPlan:
     #: name in the pod's own UTS namespace, None with the host's
     hostname: str | None
     sysctls: Mapping[str, str]
+    #: the pod's own user namespace
+    users: UserNamespace | None = None
 
 
 def sandbox_plan(config: SandboxConfig, handler: Handler = PLAIN) -> SandboxPlan:
@@ -46,8 +48,9 @@ def sandbox_plan(config: SandboxConfig, handler: Handler = PLAIN) -> SandboxPlan
             raise InvalidSpec(f"{where}.{field}: {mode.name} is not one of POD, NODE")
     if options.pid is NamespaceMode.TARGET:
         raise InvalidSpec(f"{where}.pid: TARGET is for containers")
-    if options.user is not None and options.user.mode is not NamespaceMode.NODE:
-        raise Unsupported(f"{where}.userns_options: user namespaces are not supported by this version")
+    users = options.own_users
+    if users is not None and config.security.privileged:
+        raise InvalidSpec("config.linux.security_context.privileged: true cannot go with a user namespace of the pod")
     if config.security.run_as_group is not None and config.security.run_as_user is None:
         raise InvalidSpec(
             f"config.linux.security_context.run_as_group: {config.security.run_as_group} needs run_as_user"
@@ -64,8 +67,17 @@ def sandbox_plan(config: SandboxConfig, handler: Handler = PLAIN) -> SandboxPlan
         uts=own_network,
         shared_pid=options.pid is NamespaceMode.POD,
         hostname=config.hostname if own_network and config.hostname else None,
-        sysctls={**NETWORK_DEFAULTS, **sysctls} if own_network else sysctls,
+        sysctls={**network_defaults(users), **sysctls} if own_network else sysctls,
+        users=users,
     )
+
+
+def network_defaults(users: UserNamespace | None) -> Mapping[str, str]:
+    """NETWORK_DEFAULTS; with users of its own only the pod's groups may ping."""
+    if users is None:
+        return NETWORK_DEFAULTS
+    first = users.gids[0]
+    return {**NETWORK_DEFAULTS, "net.ipv4.ping_group_range": f"{first.host_id} {first.host_id + first.length - 1}"}
 
 
 def _owned(sysctls: Mapping[str, str], *, own_network: bool, own_ipc: bool) -> dict[str, str]:

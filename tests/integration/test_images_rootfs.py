@@ -11,6 +11,7 @@ import stat
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,13 @@ from crishim.images.users import UserDatabase
 from crishim.linux.mount import new_mount
 from crishim.model.image import Image
 from crishim.model.process import RootFs
+from crishim.model.sandbox import IdMapping, NamespaceMode, UserNamespace
 from tests.support.layers import archive, directory, symlink
 from tests.support.registry import image_config, sha256
 from tests.support.roles import ForkUnpacker, run_role
+
+MAPS = (IdMapping(0, 100_000, 65536),)
+USERS = UserNamespace(NamespaceMode.POD, MAPS, MAPS)
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="layers and overlays need root")
 
@@ -119,15 +124,23 @@ def test_a_layer_that_hides_everything_below_is_the_last(store: ImageStore, tmp_
         assert names(root) == {"new"}
 
 
+def test_a_root_that_a_user_namespace_lacks_is_refused(store: ImageStore, tmp_path: Path) -> None:
+    image = load(store, tmp_path, archive([("file", b"")]))
+    nobody = replace(USERS, gids=(IdMapping(1, 100_000, 10),))
+    with pytest.raises(InvalidSpec, match=r'its "/" belongs to 0:0'):
+        asyncio.run(store.rootfs.prepare("c1", image, nobody))
+    asyncio.run(store.rootfs.release("c1"))
+
+
 def test_a_rootfs_keeps_its_layers_and_its_changes(store: ImageStore, tmp_path: Path) -> None:
     image = load(store, tmp_path, archive([("file", b"old")]))
-    rootfs = asyncio.run(store.rootfs.prepare("c1", image, owner=(100_000, 100_000)))
+    rootfs = asyncio.run(store.rootfs.prepare("c1", image, USERS))
     with overlay(rootfs) as root:
         os.close(os.open("made", os.O_CREAT | os.O_WRONLY, dir_fd=root))
         assert os.fstat(root).st_uid == 100_000
     asyncio.run(store.remove("test:1"))
     assert store.list() == []
-    assert asyncio.run(store.rootfs.prepare("c1", image, owner=(100_000, 100_000))) == rootfs
+    assert asyncio.run(store.rootfs.prepare("c1", image, USERS)) == rootfs
     assert store.rootfs.prepared() == {"c1": image.id}
     with overlay(rootfs) as root:
         assert names(root) == {"file", "made"}

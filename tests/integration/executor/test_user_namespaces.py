@@ -38,7 +38,6 @@ MakePod = Callable[..., Pod]
 
 @pytest.fixture
 def make_user_pod(make_pod: MakePod, busybox_root: Path, tmp_path: Path) -> MakePod:
-    tmp_path.chmod(0o711)  # as the state directory: the layers are reached by descriptors, not by the pod's ids
 
     def make(**fields: Any) -> Pod:
         pod = make_pod(**{"network": True, "uid_mappings": MAPS, "gid_mappings": MAPS, **fields})

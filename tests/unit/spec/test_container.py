@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from crishim.errors import InvalidSpec, Unsupported
+from crishim.errors import InvalidSpec
 from crishim.images.users import UserDatabase
 from crishim.model.container import ContainerConfig, ContainerSecurity, Mount
 from crishim.model.image import ImageConfig
@@ -16,6 +16,7 @@ from crishim.model.process import (
     DeviceRule,
     LogTarget,
     MountSpec,
+    Namespace,
     NamespaceKind,
     Propagation,
     RootFs,
@@ -29,6 +30,7 @@ from crishim.model.sandbox import (
     SandboxConfig,
     SandboxSecurity,
     SandboxState,
+    UserNamespace,
 )
 from crishim.spec.capabilities import KNOWN
 from crishim.spec.cgroup import pod_cgroup
@@ -72,9 +74,9 @@ def built(config: ContainerConfig = CONFIG, sandbox: Sandbox = SANDBOX, around: 
     return container_spec("c" * 64, config, sandbox, around)
 
 
-def mounts(*asked: Mount, **fields: object) -> dict[str, MountSpec]:
+def mounts(*asked: Mount, pod: NamespaceOptions = PRIVATE_PID, **fields: object) -> dict[str, MountSpec]:
     config = replace(CONFIG, mounts=asked, security=replace(CONFIG.security, **fields))
-    return {mount.target: mount for mount in container_mounts(config, NamespaceMode.POD, FILES)}
+    return {mount.target: mount for mount in container_mounts(config, pod, FILES)}
 
 
 def pod_with(**options: NamespaceMode) -> Sandbox:
@@ -112,7 +114,7 @@ def test_sys_and_cgroups_are_read_only_unless_privileged() -> None:
 
 def test_shared_memory_is_the_pods_or_the_hosts() -> None:
     assert mounts()["/dev/shm"].kind == "shm"
-    host = {m.target: m for m in container_mounts(CONFIG, NamespaceMode.NODE, FILES)}
+    host = mounts(pod=NamespaceOptions(ipc=NamespaceMode.NODE))
     assert (host["/dev/shm"].kind, host["/dev/shm"].source) == ("bind", "/dev/shm")
 
 
@@ -158,15 +160,65 @@ def test_a_mount_that_cannot_be_is_named(mount: Mount, words: str) -> None:
 def test_an_image_volume_is_read_only_and_gives_nobody_privileges() -> None:
     volume = Mount("/data", readonly=True, image="i", image_sub_path="a/b", options=("noexec", "nodev"))
     config = replace(CONFIG, mounts=(Mount("/x", "/y"), volume))
-    found = container_mounts(config, NamespaceMode.POD, FILES, layers={1: ("/layers/2", "/layers/1")})
+    found = container_mounts(config, PRIVATE_PID, FILES, layers={1: ("/layers/2", "/layers/1")})
     assert [mount for mount in found if mount.kind == "image"] == [
         MountSpec("/data", "image", "a/b", ("ro", "nosuid", "nodev", "noexec"), layers=("/layers/2", "/layers/1"))
     ]
 
 
-def test_what_is_not_built_is_unsupported_and_not_ignored() -> None:
-    with pytest.raises(Unsupported, match="uidMappings"):
-        mounts(Mount("/x", "/a", uid_mappings=(IdMapping(0, 65536, 65536),)))
+MAPS = (IdMapping(0, 65536, 65536),)
+OWN_USERS = NamespaceOptions(pid=NamespaceMode.CONTAINER, user=UserNamespace(NamespaceMode.POD, MAPS, MAPS))
+
+
+def test_owners_are_mapped_where_the_kubelet_asks_and_in_the_pods_files() -> None:
+    mapped = Mount("/mapped", "/a", uid_mappings=MAPS, gid_mappings=MAPS)
+    found = mounts(mapped, Mount("/plain", "/b"), pod=OWN_USERS)
+    assert {target for target, mount in found.items() if mount.idmap} == {
+        "/mapped", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mount", "pod", "words"),
+    [
+        (Mount("/x", "/a", uid_mappings=MAPS), NamespaceOptions(), "uidMappings: the pod has no user namespace"),
+        (Mount("/x", "/a", gid_mappings=MAPS), OWN_USERS, "uidMappings: they differ from those of the pod's"),
+    ],
+)
+def test_mappings_that_are_not_the_pods_are_refused(mount: Mount, pod: NamespaceOptions, words: str) -> None:
+    with pytest.raises(InvalidSpec, match=words):
+        mounts(mount, pod=pod)
+
+
+def test_what_only_the_owner_of_a_namespace_may_mount_is_the_hosts_in_a_user_namespace() -> None:
+    host = replace(OWN_USERS, network=NamespaceMode.NODE, ipc=NamespaceMode.NODE)
+    found = mounts(pod=host)
+    assert (found["/sys"].kind, found["/sys"].source, found["/sys"].flags[-1]) == ("bind", "/sys", "rro")
+    assert (found["/dev/mqueue"].kind, found["/dev/mqueue"].source) == ("bind", "/dev/mqueue")
+    own = mounts(pod=OWN_USERS)
+    assert (own["/sys"].kind, own["/dev/mqueue"].kind) == ("sysfs", "mqueue")
+
+
+def test_the_terminals_group_is_left_out_where_it_is_not_mapped() -> None:
+    few = UserNamespace(NamespaceMode.POD, MAPS, (IdMapping(0, 65536, 5),))
+    assert "gid=5" in mounts(pod=OWN_USERS)["/dev/pts"].options
+    assert "gid=5" not in mounts(pod=replace(OWN_USERS, user=few))["/dev/pts"].options
+
+
+def test_a_container_has_the_users_of_its_pod() -> None:
+    sandbox = replace(SANDBOX, config=replace(SANDBOX.config, security=SandboxSecurity(namespaces=OWN_USERS)))
+    mine = replace(CONFIG, security=replace(CONFIG.security, namespaces=OWN_USERS))
+    check_namespaces(mine, sandbox)
+    assert Namespace(NamespaceKind.USER) in built(mine, sandbox).namespaces
+    assert NamespaceKind.USER in exec_namespaces(mine, sandbox)
+    other = replace(OWN_USERS, user=UserNamespace(NamespaceMode.POD, MAPS, (IdMapping(0, 131072, 65536),)))
+    for namespaces in (PRIVATE_PID, other):
+        with pytest.raises(InvalidSpec, match="userns_options: they differ"):
+            check_namespaces(replace(CONFIG, security=replace(CONFIG.security, namespaces=namespaces)), sandbox)
+    with pytest.raises(InvalidSpec, match="user 65536 of the process is not mapped"):
+        built(replace(mine, security=replace(mine.security, run_as_user=65536)), sandbox)
+    with pytest.raises(InvalidSpec, match="group 65536 of the process is not mapped"):
+        built(replace(mine, security=replace(mine.security, supplemental_groups=(65536,))), sandbox)
 
 
 def test_the_whole_spec() -> None:

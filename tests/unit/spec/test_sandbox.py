@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crishim.errors import InvalidSpec, Unsupported
+from crishim.errors import InvalidSpec
 from crishim.model.sandbox import (
     Dns,
     IdMapping,
@@ -57,11 +57,13 @@ def test_modes_that_a_sandbox_cannot_have_are_refused(options: NamespaceOptions)
         sandbox_plan(config(namespaces=options))
 
 
-def test_user_namespaces_are_unsupported_and_not_ignored() -> None:
-    mapping = (IdMapping(0, 65536, 65536),)
-    options = NamespaceOptions(user=UserNamespace(NamespaceMode.POD, mapping, mapping))
-    with pytest.raises(Unsupported, match="userns_options"):
-        sandbox_plan(config(namespaces=options))
+def test_only_the_groups_of_a_user_namespace_may_ping() -> None:
+    users = UserNamespace(NamespaceMode.POD, (IdMapping(0, 65536, 65536),), (IdMapping(0, 131072, 65536),))
+    plan = sandbox_plan(config(namespaces=NamespaceOptions(user=users)))
+    assert plan.users == users
+    assert plan.sysctls["net.ipv4.ping_group_range"] == "131072 196607"
+    with pytest.raises(InvalidSpec, match="privileged: true cannot go with a user namespace"):
+        sandbox_plan(config(namespaces=NamespaceOptions(user=users), privileged=True))
 
 
 def test_a_pods_own_sysctl_wins_over_our_default() -> None:
