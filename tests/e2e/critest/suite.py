@@ -52,9 +52,7 @@ def problems(specs: Sequence[Spec]) -> list[str]:
 
 def _expected_skips() -> list[tuple[str, str]]:
     """(pattern of the name, pattern of the reason) of specs that cannot run here; docs/critest.md says why."""
-    skips = [
-        (r"\bUserNamespaces\b", r"^no runtime handler found which supports user namespaces"),
-    ]
+    skips = []
     enabled = Path("/sys/module/apparmor/parameters/enabled")
     if not enabled.exists() or enabled.read_text().strip() != "Y":
         skips.append((r"\bAppArmor\b", r"^AppArmor is disabled on this host"))
