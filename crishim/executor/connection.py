@@ -14,6 +14,9 @@ from contextlib import suppress
 from crishim.errors import StartFailed, Unavailable
 from crishim.executor import wire
 
+#: how long a cancelled caller waits for the answer to what it began; later ones are still taken, by `on_late`
+_ANSWER_S = 5.0
+
 
 class Connection:
     """Requests and answers over one socket, on the running loop."""
@@ -47,8 +50,9 @@ class Connection:
     ) -> wire.Message:
         """The OK answer; StartFailed with the peer's sentence for an ERROR; Unavailable when the peer is gone.
 
-        on_late: given the answer when it comes after the caller was cancelled, to undo what was done; its descriptors
-        are closed in any case.
+        on_late: given the answer when the caller was cancelled, to undo what was done; its descriptors are closed in
+        any case. A caller that gives one hears of its cancellation only when the answer is there: what its request
+        begins has begun by then, and can be ended.
         """
         seq = seq or self.next_seq()
         future: asyncio.Future[wire.Message] = self._loop.create_future()
@@ -59,7 +63,9 @@ class Connection:
             await self._send(kind, seq, sandbox_id, body, fds)
             if on_late is not None:
                 self._late[seq] = on_late
-            message = await future
+                message = await self._answer(future)
+            else:
+                message = await future
             self._late.pop(seq, None)
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:
@@ -71,6 +77,16 @@ class Connection:
             message.close()
             raise StartFailed(str(message.body.get("message", "refused")))
         return message
+
+    async def _answer(self, future: asyncio.Future[wire.Message]) -> wire.Message:
+        """The answer, also for a caller that is cancelled while the peer works."""
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            with suppress(TimeoutError, Unavailable):
+                async with asyncio.timeout(_ANSWER_S):
+                    await future
+            raise
 
     def _take_late(self, message: wire.Message) -> None:
         on_late = self._late.pop(message.seq, None)

@@ -78,7 +78,7 @@ class Execs:
         outcome = "failed"
         capture = Capture(self._settings.exec_output_bytes)
         try:
-            async with Leaf(self._executor, self._helper, container) as leaf:
+            async with Leaf(self._executor, self._helper, self._observer, container) as leaf:
                 reached("exec.leaf")
                 operation.enter("exec.started")
                 process = await self._start(container, args, leaf, capture)
@@ -129,13 +129,10 @@ class Execs:
             async with asyncio.timeout(timeout_s or None):
                 ended = await process.wait()
         except TimeoutError:
-            await leaf.kill(self._observer, Sender.TIMEOUT)
+            await leaf.kill(Sender.TIMEOUT)
             raise TimedOut(f"the command in container {container.id} did not end within {timeout_s} s") from None
-        except asyncio.CancelledError:
-            await leaf.kill(self._observer, Sender.RUNTIME)
-            raise
         except Unavailable:
-            await leaf.kill(self._observer, Sender.RUNTIME)
+            await leaf.kill(Sender.RUNTIME)
             raise
         self._observer.process_started("exec", {})
         await capture.drain(DRAIN_S)
@@ -145,13 +142,15 @@ class Execs:
 class Leaf:
     """A leaf "exec.N" of a container's cgroup for one exec; kept and reused while nothing is in it.
 
+    An exec that is cancelled, also while it starts, ends with all that it has started.
     One that was killed is made anew: since Linux 6.14 clone3 into a cgroup whose cgroup.kill was ever written compares
     the kill counts of two different cgroups (cgroup_css_set_fork, cgroup_post_fork), and the child dies at birth.
     """
 
-    def __init__(self, executor: Executor, helper: Helper, container: LiveContainer) -> None:
+    def __init__(self, executor: Executor, helper: Helper, observer: Observer, container: LiveContainer) -> None:
         self._hierarchy = executor.hierarchy
         self._helper = helper
+        self._observer = observer
         self._container = container
         self._number = -1
         self.name = ""
@@ -178,7 +177,14 @@ class Leaf:
             raise WrongState(f"container {container.id} is not running: {error.strerror}") from error
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is asyncio.CancelledError:
+                await self.kill(Sender.RUNTIME)
+        finally:
+            self._release()
+
+    def _release(self) -> None:
         container = self._container
         container.busy_leaves.discard(self._number)
         with suppress(OSError):
@@ -192,9 +198,9 @@ class Leaf:
             killed.discard(number)
         return number not in killed
 
-    async def kill(self, observer: Observer, sender: Sender) -> None:
+    async def kill(self, sender: Sender) -> None:
         """SIGKILL until nothing of the exec is left, daemons included."""
-        observer.signal_sent("SIGKILL", sender.value)
+        self._observer.signal_sent("SIGKILL", sender.value)
         self._container.killed_leaves.add(self._number)
         path = self._path(self._number)
         pause = 0.002

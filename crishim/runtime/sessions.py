@@ -283,7 +283,7 @@ class Sessions:
         began = time.monotonic()
         outcome = "failed"
         try:
-            async with Leaf(self._executor, self._helper, container) as leaf:
+            async with Leaf(self._executor, self._helper, self._observer, container) as leaf:
                 ending = await self._run(container, execution, leaf)
                 if isinstance(ending, Exited):
                     outcome = "ok" if ending.code == 0 else "nonzero"
@@ -306,9 +306,6 @@ class Sessions:
                 for guard in guards:
                     guard.cancel()
             return ending
-        except asyncio.CancelledError:
-            await leaf.kill(self._observer, Sender.RUNTIME)
-            raise
         finally:
             process.close()
 
@@ -321,7 +318,7 @@ class Sessions:
             self._observer.process_start_failed("exec", outcome_of(str(error)))
             return Failed(str(error))
         except Unavailable as error:
-            await leaf.kill(self._observer, Sender.RUNTIME)
+            await leaf.kill(Sender.RUNTIME)
             return Failed(str(error))
         self._observer.process_started("exec", {})
         return Exited(ended.code)
@@ -359,7 +356,7 @@ class Sessions:
         self._observer.signal_sent("SIGHUP", Sender.RUNTIME.value)
         await self._helper.run(_signal_all, self._executor.hierarchy, path, signal.SIGHUP)
         await asyncio.sleep(self._hang_up_s)
-        await leaf.kill(self._observer, Sender.RUNTIME)
+        await leaf.kill(Sender.RUNTIME)
 
     async def _end_with_container(self, container: LiveContainer, leaf: Leaf) -> None:
         """With a PID namespace of its own the kernel has done it already; with the host's or the pod's we do."""
@@ -367,7 +364,7 @@ class Sessions:
         with suppress(OSError):
             if effects.is_empty(self._executor.hierarchy, f"{container.spec.cgroup.path}/{leaf.name}"):
                 return
-        await leaf.kill(self._observer, Sender.RUNTIME)
+        await leaf.kill(Sender.RUNTIME)
 
 
 class _Pipes:

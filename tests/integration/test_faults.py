@@ -427,6 +427,31 @@ def test_a_frozen_monitor_holds_up_no_call_for_ever_and_ends_with_its_pod(server
     assert gone(server, sandbox)
 
 
+def test_an_exec_that_is_cancelled_while_it_starts_leaves_nothing(server: Server) -> None:
+    """The zygote starts it after the call has gone, and it has children before the server hears of it."""
+    sandbox, pod = server.run_pod("cancelled")
+    container = server.started(sandbox, pod)
+    zygote = wait_until(lambda: zygote_of(server), "a zygote", PATIENCE_S)
+    assert zygote is not None and server.process is not None
+    request = m.ExecSyncRequest(
+        container_id=container, cmd=["sh", "-c", "setsid sleep 1000 & exec sleep 1000"], timeout=100
+    )
+    os.kill(zygote, signal.SIGSTOP)
+    try:
+        call = server.client._runtime.ExecSync.future(request)
+        wait_until(lambda: under_way(server), "the exec", PATIENCE_S)
+        call.cancel()
+        server.client.runtime("Version", m.VersionRequest())  # on the same connection: what was sent before has arrived
+        os.kill(server.process.pid, signal.SIGSTOP)
+        os.kill(zygote, signal.SIGCONT)
+        wait_until(lambda: len(pids_of(server, container)) == 3, "its children", PATIENCE_S)
+    finally:
+        os.kill(zygote, signal.SIGCONT)
+        os.kill(server.process.pid, signal.SIGCONT)
+    wait_until(lambda: len(pids_of(server, container)) == 1, "its end", PATIENCE_S)
+    server.remove_pod(sandbox)
+
+
 # -- network
 
 

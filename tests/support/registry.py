@@ -49,7 +49,9 @@ class Registry:
         url = (location if "://" in location else base + location) + f"&digest={digest}"
         headers = {**self.headers, "Content-Type": "application/octet-stream"}
         done = urllib3.request("PUT", url, body=content, headers=headers)
-        assert done.status == 201, (done.status, done.data)
+        if done.status == 404:  # on a slow machine the request was repeated, and its upload was complete
+            done = urllib3.request("HEAD", f"{base}/v2/{repository}/blobs/{digest}", headers=self.headers)
+        assert done.status in (200, 201), (done.status, done.data)
         return {"digest": digest, "size": len(content)}
 
     def push_manifest(self, repository: str, name: str, document: Mapping[str, Any]) -> str:
