@@ -48,7 +48,7 @@ def show(view: int, place: bytes) -> None:
 
 def make_filesystem(index: int, kind: bytes, options: tuple[bytes, ...], set_: int) -> None:
     """A new file system for `attach_filesystem`."""
-    _made[index] = mount.new_mount(kind, _pairs(options), set_)
+    _made[index] = mount.new_mount(kind, pairs(options), set_)
 
 
 def hide(place: bytes) -> None:
@@ -118,7 +118,7 @@ def _directory(path: bytes) -> int:
         os.close(root)
 
 
-def _spare_proc(place: int) -> None:
+def spare_proc(place: int) -> None:
     """EPERM for a place on procfs, where a link of the image has led (CVE-2019-16884): what lies there is relied on."""
     global detail
     if os.fstat(place).st_dev in _procs:
@@ -133,7 +133,7 @@ def attach(tree: int, target: bytes, is_file: bool) -> None:
         place = fs.make_file_in_root(root, target) if is_file else fs.make_directories_in_root(root, target)
     finally:
         os.close(root)
-    _spare_proc(place)
+    spare_proc(place)
     mount.move_mount(tree, place)
     os.close(place)
     os.close(tree)
@@ -147,10 +147,11 @@ def attach_shm(index: int, target: bytes, set_: int, clear: int) -> None:
 
 def mount_filesystem(kind: bytes, target: bytes, options: tuple[bytes, ...], set_: int, clear: int) -> None:
     """A new file system at `target`."""
-    _attach_made(mount.new_mount(kind, _pairs(options), set_), kind, target)
+    _attach_made(mount.new_mount(kind, pairs(options), set_), kind, target)
 
 
-def _pairs(options: tuple[bytes, ...]) -> tuple[tuple[bytes, bytes | None], ...]:
+def pairs(options: tuple[bytes, ...]) -> tuple[tuple[bytes, bytes | None], ...]:
+    """Mount options as `mount.new_mount` takes them."""
     return tuple((key, value if mark else None) for key, mark, value in (item.partition(b"=") for item in options))
 
 
@@ -163,7 +164,7 @@ def _attach_made(made: int, kind: bytes, target: bytes) -> None:
             place = fs.openat2(root, target, _ROOT_FLAGS, 0, fs.RESOLVE_IN_ROOT | fs.RESOLVE_NO_SYMLINKS)
         else:
             place = fs.make_directories_in_root(root, target)
-            _spare_proc(place)
+            spare_proc(place)
     finally:
         os.close(root)
     if kind == b"proc":

@@ -266,6 +266,8 @@ def _mount_steps(container: dict[str, object], mounts: list[dict[str, object]], 
             steps.append(("mount_cgroups", target, set_, trees))
         elif kind in _VIEWS and b"user" in opened:
             steps.append(("attach_filesystem", index, kind, target))
+        elif kind == b"tmpfs" and _is_special(mount):
+            steps.append(("mount_tmpfs", target, tuple(mount["options"]), set_, clear, mount["copy_up"]))  # type: ignore[arg-type]
         else:
             steps.append(("mount_filesystem", kind, target, tuple(mount["options"]), set_, clear))  # type: ignore[arg-type]
         if target == b"/dev" and kind == b"tmpfs":
@@ -274,6 +276,12 @@ def _mount_steps(container: dict[str, object], mounts: list[dict[str, object]], 
         if target == b"/dev/pts" and kind == b"devpts":
             steps.append(("link_ptmx",))
     return steps
+
+
+def _is_special(tmpfs: dict[str, object]) -> bool:
+    """Whether a tmpfs wants more than to be mounted; that of /dev does not, nor what every container has."""
+    has_mode = any(option.startswith(b"mode=") for option in tmpfs["options"])  # type: ignore[attr-defined]
+    return bool(not has_mode or tmpfs["copy_up"] or b"ro" in tmpfs["flags"] or b"rro" in tmpfs["flags"])  # type: ignore[operator]
 
 
 def _devices(container: dict[str, object], opened: dict[bytes, int]) -> Step:
@@ -291,6 +299,8 @@ def _finish_root(container: dict[str, object]) -> list[Step]:
     steps: list[Step] = []
     if process["cwd"]:
         steps.append(("make_cwd", process["cwd"]))
+    if any(mount["kind"] == b"tmpfs" and _is_special(mount) for mount in container["mounts"]):  # type: ignore[attr-defined]
+        steps.append(("finish_tmpfs",))
     if rootfs["readonly"]:
         steps.append(("make_root_read_only",))
     return steps
@@ -376,7 +386,7 @@ def describe(step: Step, code: int, detail: bytes) -> str:
             hint = "no such file or directory" if "/" in command else "executable file not found in $PATH"
             return f'exec: "{command}": {hint}'
         return f'exec: "{command}": {why.lower()}'
-    if name in ("attach", "attach_shm", "attach_filesystem", "mount_filesystem", "mount_cgroups"):
+    if name in ("attach", "attach_shm", "attach_filesystem", "mount_filesystem", "mount_tmpfs", "mount_cgroups"):
         target = next(item for item in step[1:] if isinstance(item, bytes) and item.startswith(b"/"))
         return f'mounting "{target.decode("utf-8", "replace")}": {why.lower()}{text and " (" + text + ")"}'
     if name in ("make_cwd", "enter_cwd", "enter_cwd_as_root"):

@@ -61,6 +61,7 @@ def _mount(target: bytes, kind: bytes, source: bytes = b"") -> dict[str, object]
         "private": True,
         "recursive": True,
         "idmap": False,
+        "copy_up": False,
     }
 
 

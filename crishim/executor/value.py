@@ -281,6 +281,8 @@ def _mount_value(index: int, mount: MountSpec) -> dict[str, object]:
         raise InvalidSpec(f"{where}.source: {mount.source!r} is not an absolute path")
     if (mount.kind == "image") != bool(mount.layers):
         raise InvalidSpec(f"{where}.layers: an image has layers, and nothing else has")
+    if mount.copy_up and (mount.kind != "tmpfs" or target == b"/dev"):
+        raise InvalidSpec(f"{where}.copy_up: only a tmpfs, and not that of /dev, begins with what it covers")
     return {
         "target": target,
         "kind": mount.kind.encode(),
@@ -291,6 +293,7 @@ def _mount_value(index: int, mount: MountSpec) -> dict[str, object]:
         "private": mount.propagation is Propagation.PRIVATE,
         "recursive": mount.recursive,
         "idmap": mount.idmap,
+        "copy_up": mount.copy_up,
         "layers": [os.fsencode(layer) for layer in mount.layers],
     }
 

@@ -169,7 +169,8 @@ class MountSpec:
     "" for all), or a file system type: "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup".
     options: file system data ("mode=755", "size=65536k"); flags: "ro", "nosuid", "nodev", "noexec", "rro", "relatime",
     "strictatime", "noatime". A bind is recursive unless `recursive` is False, and with `idmap` its files belong to whom
-    the container's user namespace maps their owners.
+    the container's user namespace maps their owners. A tmpfs without a mode has that of the directory that it covers;
+    with `copy_up` it begins with what that holds (OCI's tmpcopyup).
     """
 
     target: str
@@ -181,6 +182,7 @@ class MountSpec:
     recursive: bool = True
     idmap: bool = False
     layers: tuple[str, ...] = ()
+    copy_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,4 +88,4 @@ def host_node(node: CdiNode) -> DeviceNode:
             want = "a device" if kind is None else f"a device of type {kind}"
             raise InvalidSpec(f"CDI device node {node.host_path!r} is not {want}")
         kind, major, minor = found, os.major(status.st_rdev), os.minor(status.st_rdev)
-    return DeviceNode(node.path, kind, major, minor)
+    return DeviceNode(node.path, kind, major, minor, source=node.host_path)

@@ -9,7 +9,7 @@ import pytest
 
 from crishim.executor import child, plan, value
 from crishim.executor.lower import Privileges, lower
-from crishim.model.process import MemoryPolicy, Namespace, NamespaceKind, ProcessSpec, Propagation, User
+from crishim.model.process import MemoryPolicy, MountSpec, Namespace, NamespaceKind, ProcessSpec, Propagation, User
 from tests.unit.executor.values import CONTAINER, OPENED, PROCESS, container_value
 
 NEWUSER = 0x10000000
@@ -241,6 +241,40 @@ def test_extra_files_are_kept_in_their_order() -> None:
     opened = {**OPENED, b"extra:3": 50, b"extra:4": 51}
     steps = plan.init_steps(container_value(), opened)
     assert ("keep_descriptors", (50, 51)) in steps
+
+
+def mounting(*mounts: MountSpec) -> list[plan.Step]:
+    made = container_value(replace(CONTAINER, mounts=mounts))
+    opened = {**OPENED, **{b"mount:%d" % index: 70 + index for index in range(len(mounts))}}
+    return plan.init_steps(made, opened)
+
+
+def mounted(*mounts: MountSpec) -> list[plan.Step]:
+    return [step for step in mounting(*mounts) if "tmpfs" in str(step[0]) or "filesystem" in str(step[0])]
+
+
+def test_a_plain_tmpfs_is_a_file_system_like_any_other() -> None:
+    options = (b"mode=755",)
+    assert mounted(MountSpec("/x", "tmpfs", options=("mode=755",))) == [
+        ("mount_filesystem", b"tmpfs", b"/x", options, 0, 0)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mount", "step"),
+    [
+        (MountSpec("/x", "tmpfs"), ("mount_tmpfs", b"/x", (), 0, 0, False)),
+        (
+            MountSpec("/x", "tmpfs", flags=("ro",), options=("mode=1",)),
+            ("mount_tmpfs", b"/x", (b"mode=1",), 1, 0, False),
+        ),
+        (MountSpec("/x", "tmpfs", options=("mode=1",), copy_up=True), ("mount_tmpfs", b"/x", (b"mode=1",), 0, 0, True)),
+    ],
+)
+def test_a_tmpfs_that_wants_more_is_finished_when_all_is_mounted(mount: MountSpec, step: plan.Step) -> None:
+    assert mounted(mount) == [step, ("finish_tmpfs",)]
+    order = names(mounting(mount, MountSpec("/x/y", source="/y")))
+    assert order.index("attach") < order.index("finish_tmpfs") < order.index("make_root_read_only")
 
 
 EARLY_HOOKS = {"stages": {b"createContainer": [[b"/hook", [b"/hook"], None, 0]]}, "bundle": b"/bundle"}

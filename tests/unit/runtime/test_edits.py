@@ -134,8 +134,8 @@ def test_what_is_no_file_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_node_is_looked_up_on_the_host() -> None:
-    assert host_node(CdiNode("/dev/x", "/dev/null")) == DeviceNode("/dev/x", "c", 1, 3)
-    assert host_node(CdiNode("/dev/x", "/nowhere", "b", 7, 0)) == DeviceNode("/dev/x", "b", 7, 0)
+    assert host_node(CdiNode("/dev/x", "/dev/null")) == DeviceNode("/dev/x", "c", 1, 3, source="/dev/null")
+    assert host_node(CdiNode("/dev/x", "/nowhere", "b", 7, 0)) == DeviceNode("/dev/x", "b", 7, 0, source="/nowhere")
     with pytest.raises(InvalidSpec, match="CDI device node '/nowhere': no such file"):
         host_node(CdiNode("/dev/x", "/nowhere"))
     with pytest.raises(InvalidSpec, match="'/etc' is not a device"):
