@@ -175,11 +175,14 @@ def leftovers_of_pods(node: Node, kubelet: Kubelet, runtime: Crishim | Container
     """Cgroups, mounts and directories of pods that are there; nothing when no pod is."""
     kubepods = [path / "kubepods" for path in node.cgroup_directories()]
     directories = (kubelet.pods_directory, *runtime.pod_directories())
-    return [
-        *(str(path) for base in kubepods for path in base.rglob("pod*")),
-        *(f"mount {target}" for target in node.mounts() if "/pods/" in target or "netns" in target),
-        *(str(path) for base in directories if base.exists() for path in base.iterdir()),
-    ]
+    try:
+        return [
+            *(str(path) for base in kubepods for path in base.rglob("pod*")),
+            *(f"mount {target}" for target in node.mounts() if "/pods/" in target or "netns" in target),
+            *(str(path) for base in directories if base.exists() for path in base.iterdir()),
+        ]
+    except FileNotFoundError as gone:  # between its listing and a look into it
+        return [f"{gone.filename}, which is just being removed"]
 
 
 def _started_at(pid: int) -> int:

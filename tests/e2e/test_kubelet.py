@@ -151,6 +151,23 @@ def test_a_container_over_its_memory_limit_is_said_to_be_oom_killed(cluster: Clu
     wait_until(lambda: "greedy" not in cluster.kubelet.pods(), deadline_s=60, what="the pod to be gone")
 
 
+def test_a_pod_with_users_of_its_own_runs_as_nobody_of_the_node(cluster: Cluster) -> None:
+    """hostUsers: false, KEP-127: the kubelet chooses the ids and wants every volume mapped."""
+    script = "id -u; cat /proc/self/uid_map; touch /shared/new; stat -c %u /shared/new /etc/hosts; exec sleep infinity"
+    users = pod("users", container("main", script, **SHARED), hostUsers=False, volumes=WEB["spec"]["volumes"])
+    cluster.kubelet.apply(users)
+    try:
+        made = cluster.kubelet.wait_ready("users")
+        uid, inside, outside, length, *owners = cluster.kubelet.logs("users", "main").split()
+        assert (uid, inside, owners) == ("0", "0", ["0", "0"])
+        assert int(outside) >= 65536 and int(length) == 65536
+        (process,) = cluster.kubelet.init_processes(made).values()
+        assert f"Uid:\t{outside}\t" in Path(f"/proc/{process[0]}/status").read_text()
+    finally:
+        cluster.kubelet.delete("users")
+    wait_until(lambda: "users" not in cluster.kubelet.pods(), deadline_s=60, what="the pod to be gone")
+
+
 def test_a_restarted_kubelet_finds_the_same_containers(cluster: Cluster) -> None:
     before = cluster.identity()
     cluster.kubelet.stop()
