@@ -6,12 +6,10 @@ What can be applied is, for what is begun from then on; the log says what waits 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from crishim.app.image_store import layer_limits, platform_of, registry_config
-from crishim.app.settings import settings_of
 from crishim.config import Config, Key, changes, name_of
-from crishim.executor.client import Executor
 from crishim.images.store import ImageStore
 from crishim.network.cni.network import CniNetwork
 from crishim.network.door import Network
@@ -35,18 +33,24 @@ class Reload:
     """Takes over new configurations. `started` is the one that the server was started with."""
 
     def __init__(
-        self, started: Config, settings: Settings, executor: Executor, images: ImageStore, network: Network
+        self,
+        started: Config,
+        settings: Settings,
+        translate: Callable[[Config], Settings],
+        images: ImageStore,
+        network: Network,
     ) -> None:
+        """settings: made of `started`; translate: makes those of another configuration, or says what is wrong."""
         self._started = started
         self._config = started
         self._settings = settings
-        self._executor = executor
+        self._translate = translate
         self._images = images
         self._network = network
 
     def apply(self, new: Config) -> None:
         """All of what can change without a restart, or nothing: InvalidSpec and Unsupported name the key at fault."""
-        settings = settings_of(new, self._executor)
+        settings = self._translate(new)
         applied = [key for key in changes(self._config, new) if is_live(key)]
         waiting = [key for key in changes(self._started, new) if not is_live(key)]
         self._config = new

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from crishim.config import Config
@@ -10,13 +9,14 @@ from crishim.errors import InvalidSpec, Unsupported
 from crishim.executor.client import Executor
 from crishim.model.handler import Handler
 from crishim.model.node import CgroupDriver
+from crishim.runtime.apparmor import AppArmorProfiles
 from crishim.runtime.settings import Settings
 from crishim.spec.capabilities import KNOWN
 from crishim.spec.facts import NodeAbilities
 from crishim.spec.sandbox import checked_sysctls
 
 
-def settings_of(config: Config, executor: Executor) -> Settings:
+def settings_of(config: Config, executor: Executor, apparmor: AppArmorProfiles) -> Settings:
     """What the use cases are configured with. InvalidSpec and Unsupported name the key that cannot be honoured."""
     if config.cgroups.driver == "systemd":
         raise Unsupported('cgroups.driver: "systemd" is not supported by this version; use "cgroupfs"')
@@ -25,7 +25,9 @@ def settings_of(config: Config, executor: Executor) -> Settings:
         kernel=node.kernel,
         machine=node.machine,
         capabilities=node.capabilities,
-        apparmor=os.path.exists("/sys/kernel/security/apparmor/profiles"),
+        apparmor=apparmor.enabled,
+        apparmor_default=apparmor.default,
+        apparmor_problem=apparmor.problem,
         recursive_read_only=node.recursive_read_only,
     )
     delegated = executor.hierarchy.mode == "v2" and is_delegated(config.cgroups.root)

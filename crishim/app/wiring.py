@@ -30,6 +30,7 @@ from crishim.model.sandbox import Sandbox
 from crishim.network.bridge import BridgeNetwork
 from crishim.network.cni.network import CniNetwork
 from crishim.network.door import Network
+from crishim.runtime.apparmor import AppArmorProfiles
 from crishim.runtime.collector import Collector
 from crishim.runtime.containers import Containers
 from crishim.runtime.events import Events
@@ -82,13 +83,17 @@ class Server:
         self.metrics_address = ""
         state, root = config.server.state, config.server.root
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._settings = settings_of(config, executor)
+        self._apparmor = AppArmorProfiles(config.server.apparmor_profile, root / "apparmor")
+        self._apparmor.prepare()
+        if self._apparmor.problem:
+            logger.warning("containers that name no AppArmor profile are unconfined: %s", self._apparmor.problem)
+        self._settings = self._translate(config)
         self._boot_id = current_boot_id()
         self._store = Store(state, self._boot_id)
         self._durable = DurableStore(root)
         self._network = _network(config)
         self._images = open_image_store(root, config.images, executor)
-        self._reload = Reload(config, self._settings, executor, self._images, self._network)
+        self._reload = Reload(config, self._settings, self._translate, self._images, self._network)
         self._reloading = asyncio.Lock()
         self._helper = Helper()
         self._operations = Operations()
@@ -96,6 +101,9 @@ class Server:
         self._places = Places(state)
         self._listing = Listing()
         self._events = Events(self._store)
+
+    def _translate(self, config: Config) -> Settings:
+        return settings_of(config, self._executor, self._apparmor)
 
     async def start(self) -> None:
         """Listen at once, answer when recovery is done."""
@@ -281,6 +289,7 @@ class Server:
             images=self._images,
             users=ImageUsers(executor, self._images),
             profiles=SeccompProfiles(settings),
+            apparmor=self._apparmor,
             operations=operations,
             live=live,
             places=places,

@@ -38,6 +38,8 @@ _CGROUP = re.compile(r"/?[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*")
 #: a RuntimeClass names its handler by a DNS label
 _HANDLER_NAME = matching(re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"), 'a name like "crishim"')
 _CAPABILITY = re.compile(r"CAP_[A-Z_]{1,60}")
+#: what can be written to attr/exec as one name
+_PROFILE = re.compile(r"[A-Za-z0-9_./:-][A-Za-z0-9_./: -]{0,254}")
 _ANNOTATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,315}\*?")
 
 #: option of a runtime handler to its check
@@ -84,6 +86,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "server.state": absolute_path,
         "server.metrics": ip_and_port,
         "server.log_level": one_of("debug", "info", "warning", "error"),
+        "server.apparmor_profile": matching(_PROFILE, 'the name of an AppArmor profile, or "unconfined"'),
         "streaming.listen": ip_and_port,
         "streaming.cert_file": file_path,
         "streaming.key_file": file_path,

@@ -41,6 +41,8 @@ class ServerConfig:
     #: None: no metrics are served
     metrics: Address | None = Address("127.0.0.1", 9477)
     log_level: str = "info"
+    #: AppArmor profile of containers that name none; "unconfined" is none
+    apparmor_profile: str = "crishim-default"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from crishim.model.process import ContainerSpec, RootFs
 from crishim.model.resources import Resources
 from crishim.model.sandbox import NamespaceMode, Sandbox, SandboxConfig, SandboxState
 from crishim.runtime.answers import answered
+from crishim.runtime.apparmor import AppArmorProfiles
 from crishim.runtime.devices import host_devices
 from crishim.runtime.edits import Edits
 from crishim.runtime.executor import Executor
@@ -68,6 +69,7 @@ class Containers:
         images: ImageStore,
         users: ImageUsers,
         profiles: SeccompProfiles,
+        apparmor: AppArmorProfiles,
         operations: Operations,
         live: Live,
         places: Places,
@@ -84,6 +86,7 @@ class Containers:
         self._images = images
         self._users = users
         self._profiles = profiles
+        self._apparmor = apparmor
         self._operations = operations
         self._live = live
         self._places = places
@@ -186,6 +189,8 @@ class Containers:
             image_volumes={index: self._images.layer_paths(each) for index, each in volumes.items()},
         )
         spec = container_spec(container_id, config, sandbox, around)
+        if spec.process.apparmor_profile is not None:
+            await self._helper.run(self._apparmor.require, spec.process.apparmor_profile)
         if self._edits.concern(config, sandbox):
             spec = await self._helper.run(self._edits.added_to, spec, config, sandbox)
         if spec.hooks:

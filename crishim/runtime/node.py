@@ -15,6 +15,7 @@ from crishim.network.door import Network
 from crishim.runtime.operations import Operations
 from crishim.runtime.settings import Settings
 from crishim.runtime.steps import WAITS
+from crishim.spec.facts import NodeAbilities
 
 #: an operation that stays in one stage this long is named in a verbose status
 _STUCK_S: Final = 60.0
@@ -69,6 +70,7 @@ class Node:
             "cgroupDriver": self._settings.cgroup_driver.name.lower(),
             "networkMode": self._settings.network_mode,
             "seccompProfileDir": self._settings.seccomp_profile_dir,
+            "appArmor": _apparmor(self._settings.node),
             "runtimeHandlers": list(self._settings.handlers),
             "defaultRuntimeHandler": self._settings.default_handler,
             "noUserNamespaces": self._settings.no_user_namespaces,
@@ -106,3 +108,8 @@ class Node:
             await self._network.set_pod_cidr(pod_cidr)
         except ValueError as error:
             raise InvalidSpec(f"runtime_config.network_config.pod_cidr: {pod_cidr!r}: {error}") from None
+
+
+def _apparmor(node: NodeAbilities) -> dict[str, object]:
+    """Whether the node has it, which profile containers get that name none, and what is wrong with that."""
+    return {"enabled": node.apparmor, "default": node.apparmor_default, "problem": node.apparmor_problem}

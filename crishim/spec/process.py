@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from crishim.errors import InvalidSpec, Unsupported
+from crishim.errors import InvalidSpec
 from crishim.model.container import ContainerConfig, ContainerSecurity, ContainerUser
 from crishim.model.handler import PLAIN, Handler
 from crishim.model.image import ImageConfig
 from crishim.model.process import ProcessSpec, User
 from crishim.model.sandbox import ProfileType, SecurityProfile
+from crishim.spec.apparmor import apparmor_profile
 from crishim.spec.capabilities import capability_sets, default_of
 from crishim.spec.facts import NodeAbilities, ResolvedUser, Users
 from crishim.spec.seccomp import runtime_default
@@ -143,7 +144,7 @@ def container_process(
         user=who,
         cwd=_working_dir(config, image),
         capabilities=capabilities,
-        apparmor_profile=_apparmor(security, node, handler.apparmor_profile),
+        apparmor_profile=apparmor_profile(security, node, handler.apparmor_profile),
         no_new_privileges=security.no_new_privs or (handler.no_new_privileges and not security.privileged),
         terminal=config.tty,
         init=True,
@@ -188,18 +189,3 @@ def _filter(
     if profile.type is ProfileType.LOCALHOST or handler.seccomp_profile:
         return localhost
     return runtime_default(bounding, node.kernel, node.machine)
-
-
-def _apparmor(security: ContainerSecurity, node: NodeAbilities, default: str) -> str | None:
-    profile = security.apparmor
-    if profile is None:
-        return default or None if node.apparmor and not security.privileged else None
-    if profile.type is ProfileType.UNCONFINED:
-        return None
-    if not node.apparmor:
-        raise Unsupported(
-            f"linux.security_context.apparmor: type {profile.type.name} is asked for, but this node has no AppArmor"
-        )
-    if profile.type is ProfileType.LOCALHOST:
-        return profile.localhost_ref.removeprefix("localhost/")
-    return default or None if not security.privileged else None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crishim.errors import CrishimError, InvalidSpec, Unsupported
+from crishim.errors import CrishimError, InvalidSpec
 from crishim.images.users import UserDatabase
 from crishim.model.container import CapabilityChange, ContainerConfig, ContainerSecurity
 from crishim.model.image import ImageConfig
@@ -146,14 +146,6 @@ def test_a_localhost_profile_loses_its_prefix_and_may_not_climb() -> None:
             process.localhost_profile(ContainerSecurity(seccomp=SecurityProfile(ProfileType.LOCALHOST, reference)))
     with pytest.raises(InvalidSpec, match="RUNTIME_DEFAULT"):
         process.localhost_profile(ContainerSecurity(seccomp=SecurityProfile(localhost_ref="/x")))
-
-
-def test_apparmor_needs_a_node_that_has_it() -> None:
-    localhost = secured(apparmor=SecurityProfile(ProfileType.LOCALHOST, "localhost/strict"))
-    with pytest.raises(Unsupported, match="AppArmor"):
-        spec(localhost)
-    assert spec(localhost, node=replace(NODE, apparmor=True)).apparmor_profile == "strict"
-    assert spec(secured(apparmor=SecurityProfile(ProfileType.UNCONFINED))).apparmor_profile is None
 
 
 def test_the_working_directory_is_the_pods_then_the_images_then_the_root() -> None:
