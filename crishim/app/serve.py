@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crishim.app.cgroups import Cgroups
 from crishim.config import Config
 from crishim.errors import Unavailable, Unsupported
 from crishim.executor.client import Executor
@@ -35,6 +36,7 @@ ROLES = {
     "detach_mounts": "crishim.executor.pins:detach_mounts",
     "inventory": "crishim.executor.inventory:inventory",
     "filter_users": "crishim.executor.inventory:filter_users",
+    "hold": "crishim.executor.standin:hold",
     "sources": "crishim.executor.sources:look_at_sources",
     "user_namespaces": "crishim.executor.userns_probe:try_user_namespaces",
 }
@@ -52,22 +54,23 @@ def serve(reread: Callable[[], Config]) -> None:
     with_root()
     locks = [lock_directory(config.server.state, "state"), lock_directory(config.server.root, "root")]
     try:
-        executor = Executor.launch(cgroup=f"{config.cgroup_root}/monitors", roles=ROLES)
+        cgroups = Cgroups.of(config)
+        executor = Executor.launch(cgroup=cgroups.monitors, roles=ROLES, place=cgroups.place())
         if "CAP_SYS_RESOURCE" not in executor.node.capabilities:
             logger.warning(
                 "CAP_SYS_RESOURCE is missing: hard limits cannot be raised and oom_score_adj cannot be lowered for"
                 " containers; both stay as near as the kernel allows"
             )
-        asyncio.run(_serve(config, reread, executor))
+        asyncio.run(_serve(config, cgroups, reread, executor))
     finally:
         for lock in locks:
             os.close(lock)
 
 
-async def _serve(config: Config, reread: Callable[[], Config], executor: Executor) -> None:
+async def _serve(config: Config, cgroups: Cgroups, reread: Callable[[], Config], executor: Executor) -> None:
     from crishim.app.wiring import Server
 
-    server = Server(config, executor)
+    server = Server(config, cgroups, executor)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from crishim.app.cgroups import Cgroups
 from crishim.config import Config
 from crishim.errors import InvalidSpec, Unsupported
 from crishim.executor.client import Executor
 from crishim.model.handler import Handler
-from crishim.model.node import CgroupDriver
 from crishim.runtime.apparmor import AppArmorProfiles
 from crishim.runtime.settings import Settings
 from crishim.spec.capabilities import KNOWN
@@ -16,10 +16,8 @@ from crishim.spec.facts import NodeAbilities
 from crishim.spec.sandbox import checked_sysctls
 
 
-def settings_of(config: Config, executor: Executor, apparmor: AppArmorProfiles) -> Settings:
+def settings_of(config: Config, cgroups: Cgroups, executor: Executor, apparmor: AppArmorProfiles) -> Settings:
     """What the use cases are configured with. InvalidSpec and Unsupported name the key that cannot be honoured."""
-    if config.cgroups.driver == "systemd":
-        raise Unsupported('cgroups.driver: "systemd" is not supported by this version; use "cgroupfs"')
     node = executor.node
     abilities = NodeAbilities(
         kernel=node.kernel,
@@ -37,9 +35,9 @@ def settings_of(config: Config, executor: Executor, apparmor: AppArmorProfiles) 
         node=abilities,
         state_dir=str(config.server.state),
         root_dir=str(config.server.root),
-        cgroup_root=config.cgroup_root,
+        cgroup_root=cgroups.root,
         netns_prefix="crishim" if config.instance == "default" else f"crishim-{config.instance}",
-        cgroup_driver=CgroupDriver.CGROUPFS,
+        cgroup_driver=cgroups.driver,
         network_mode=config.network.mode,
         handlers=config.runtimes,
         default_handler=config.containers.default_runtime_handler,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import crishim
+from crishim.app.cgroups import Cgroups
 from crishim.app.image_store import open_image_store
 from crishim.app.metrics import Metrics
 from crishim.app.reload import Reload
@@ -52,9 +53,11 @@ from crishim.runtime.recovery import Recovery
 from crishim.runtime.removal import Removal
 from crishim.runtime.sandboxes import Sandboxes
 from crishim.runtime.sessions import Sessions
+from crishim.runtime.settings import Settings
 from crishim.runtime.stopping import Stopping
 from crishim.runtime.story import Stories
 from crishim.runtime.take_back import TakeBack
+from crishim.runtime.units import Units
 from crishim.runtime.unwatched import Unwatched
 from crishim.runtime.user_namespaces import why_no_user_namespaces
 from crishim.runtime.users import ImageUsers
@@ -75,7 +78,7 @@ _OPERATIONS_S = 5.0
 class Server:
     """One server. `start` returns when it answers every call, `stop` leaves the pods running."""
 
-    def __init__(self, config: Config, executor: Executor) -> None:
+    def __init__(self, config: Config, cgroups: Cgroups, executor: Executor) -> None:
         """Makes the rooms; Unavailable and Unsupported say in a sentence why it cannot be."""
         self._config = config
         self._executor = executor
@@ -87,7 +90,9 @@ class Server:
         self._apparmor.prepare()
         if self._apparmor.problem:
             logger.warning("containers that name no AppArmor profile are unconfined: %s", self._apparmor.problem)
+        self._cgroups = cgroups
         self._settings = self._translate(config)
+        self._units = Units(cgroups.systemd, executor)
         self._boot_id = current_boot_id()
         self._store = Store(state, self._boot_id)
         self._durable = DurableStore(root)
@@ -103,7 +108,7 @@ class Server:
         self._events = Events(self._store)
 
     def _translate(self, config: Config) -> Settings:
-        return settings_of(config, self._executor, self._apparmor)
+        return settings_of(config, self._cgroups, self._executor, self._apparmor)
 
     async def start(self) -> None:
         """Listen at once, answer when recovery is done."""
@@ -174,13 +179,23 @@ class Server:
         self._live.close()
         await self._executor.close()
         if idle:
-            await self._helper.run(effects.remove, self._executor.hierarchy, self._settings.cgroup_root, tries=4)
+            await self._remove_cgroup_root()
         if isinstance(self._network, BridgeNetwork) and not self._store.list_sandboxes():
             await self._network.teardown()  # nobody uses it, and the next start makes it anew
         await self._network.close()
         self._images.close()
         await self._durable.close()
+        self._units.close()
         self._helper.close()
+
+    async def _remove_cgroup_root(self) -> None:
+        """No pod is left; a slice of other servers' pods has processes in it, and stays."""
+        root = self._settings.cgroup_root
+        try:
+            await self._units.stop(root)
+        except Unavailable as error:
+            logger.warning("the slice %s stays: %s", root, error)
+        await self._helper.run(effects.remove, self._executor.hierarchy, root, tries=4)
 
     # -- rooms that follow the store
 
@@ -263,7 +278,9 @@ class Server:
         hierarchy, rootfs, locks = executor.hierarchy, self._images.rootfs, Locks()
         exits = Exits(store, live, places, hierarchy, operations, helper, self._metrics)
         stopping = Stopping(store, live, exits, hierarchy, operations, helper, locks, settings)
-        removal = Removal(store, live, places, executor, rootfs, operations, helper, stopping, settings.kill_wait_s)
+        removal = Removal(
+            store, live, places, executor, rootfs, operations, helper, stopping, self._units, settings.kill_wait_s
+        )
         exits.on_unwatched_end = removal.run_poststop
         unwatched = Unwatched(store, live, exits, hierarchy, helper)
         self._make_garbage(removal, unwatched)
@@ -290,6 +307,7 @@ class Server:
             users=ImageUsers(executor, self._images),
             profiles=SeccompProfiles(settings),
             apparmor=self._apparmor,
+            units=self._units,
             operations=operations,
             live=live,
             places=places,
@@ -354,6 +372,7 @@ class Server:
         self._garbage = Garbage(
             instance=Instance(
                 cgroup_root=settings.cgroup_root,
+                cgroup_driver=settings.cgroup_driver,
                 network_mode=settings.network_mode,
                 netns_prefix=settings.netns_prefix,
                 state_dir=settings.state_dir,

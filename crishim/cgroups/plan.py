@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from crishim.cgroups import units
 from crishim.cgroups.devices import device_table
 from crishim.cgroups.hierarchy import Hierarchy
 from crishim.cgroups.planned import CgroupPlan as CgroupPlan
@@ -39,6 +40,8 @@ def plan(path: str, resources: Resources, devices: Sequence[DeviceRule] | None, 
         *_hugetlb(resources, hierarchy),
         *_unified(resources, hierarchy),
     ]
+    if units.is_unit(path):  # what systemd will write back must be what was written
+        writes = [(c, f, units.rounded_quota(v) if f == "cpu.max" else v, needed) for c, f, v, needed in writes]
     planned = CgroupPlan("/" + "/".join(parts), writes)
     if devices is not None:
         table = device_table(devices)

@@ -12,8 +12,8 @@ import os
 import signal
 import time
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, socket
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from crishim.cgroups import effects
@@ -62,6 +62,7 @@ class Executor:
         self.on_zygote_lost: Callable[[], None] = lambda: None
         self._arguments = arguments
         self._home = str(arguments["cgroup"])
+        self._place: Callable[[int], None] | None = None
         self._interpreter = launch.sealed_interpreter()
         self._pid = 0
         self._socket: socket | None = None
@@ -73,14 +74,16 @@ class Executor:
         self._early_deaths = 0
 
     @classmethod
-    def launch(cls, *, cgroup: str, roles: Mapping[str, str]) -> Executor:
+    def launch(cls, *, cgroup: str, roles: Mapping[str, str], place: Callable[[int], None] | None = None) -> Executor:
         """Start the zygote; to be called before grpc is imported and before there is a thread.
 
         cgroup: where zygote and monitors live ("/crishim.slice/monitors"); roles: name to "module:function".
+        place: puts a new zygote, by its pid, into that cgroup where only another program may make it; blocking.
         Raises Unavailable when it does not come up (not root, no cgroups).
         """
         hierarchy = detect()
         executor = cls(hierarchy, probe(), launch.arguments(hierarchy.to_value(), cgroup, dict(roles)))
+        executor._place = place
         executor._spawn()
         return executor
 
@@ -91,7 +94,7 @@ class Executor:
 
     def _spawn(self) -> None:
         self._spawned = time.monotonic()
-        self._pid, self._socket = launch.spawn_zygote(self._interpreter, self._arguments)
+        self._pid, self._socket = launch.spawn_zygote(self._interpreter, self._arguments, self._place)
 
     async def open(self) -> None:
         """Attach to the running loop and wait until the zygote is ready."""
@@ -149,14 +152,32 @@ class Executor:
     def _respawn(self) -> None:
         if self._closing:
             return
+        if self._place is not None:  # it waits for another program, which may not answer
+            asyncio.get_running_loop().run_in_executor(None, self._spawn).add_done_callback(self._respawned)
+            return
         try:
             self._spawn()
         except OSError as error:
-            logger.error("the zygote cannot be started: %s", error.strerror)
-            self._early_deaths += 2
-            self._respawn_later()
-            return
-        self._connect(self._event, self._lost)
+            self._not_spawned(str(error.strerror))
+        else:
+            self._connect(self._event, self._lost)
+
+    def _respawned(self, spawned: asyncio.Future[None]) -> None:
+        """A zygote was started in a thread, or not."""
+        error = spawned.exception()
+        if error is not None:
+            self._not_spawned(str(error))
+        elif self._closing:
+            assert self._socket is not None
+            self._socket.close()
+            reap_later(self._pid)
+        else:
+            self._connect(self._event, self._lost)
+
+    def _not_spawned(self, reason: str) -> None:
+        logger.error("the zygote cannot be started: %s", reason)
+        self._early_deaths += 2
+        self._respawn_later()
 
     async def _request(self, kind: int, sandbox_id: bytes, body: dict[str, object], fds: Sequence[int]) -> wire.Message:
         if self._connection is None:
@@ -309,6 +330,23 @@ class Executor:
         if hooks is not None:
             request = {"hooks": hooks, "hierarchy": self.hierarchy.to_value()}
             await self.run_role(POSTSTOP_ROLE, request, timeout_s=_POSTSTOP_S)
+
+    @asynccontextmanager
+    async def hold(self, role: str) -> AsyncIterator[int]:
+        """Pid of a child of the zygote that plays a role which does not end by itself; it is killed with the block."""
+        ours, theirs = wire.pair()
+        try:
+            answer = await self._request(wire.RUN_ROLE, b"", {"role": role, "request": {}}, [theirs.fileno()])
+        finally:
+            ours.close()
+            theirs.close()
+        pidfd = answer.fds[0]
+        try:
+            yield int(answer.body["pid"])  # type: ignore[call-overload]
+        finally:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
 
     async def close(self) -> None:
         """End the zygote and its execs; monitors and containers go on."""

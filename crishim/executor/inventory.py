@@ -26,11 +26,13 @@ _DIGEST_CHARACTERS = 64
 def inventory(request: dict[str, object], descriptors: list[int]) -> dict[str, object]:
     """What there is. Paths are bytes, names relative to their directory.
 
-    Of the request: "cgroup_root" (path of the server's own cgroup), "cgroup_parents" (paths of pods' cgroups
-    elsewhere), "zygote" (pid), "monitors" (pids of those that live), "netns_prefix" (of pins), "state" and "root".
+    Of the request: "cgroup_pods" and "cgroup_monitors" (paths of the server's own cgroups), "cgroup_parents" (of
+    pods' cgroups elsewhere), "zygote" (pid), "monitors" (pids of those that live), "netns_prefix" (of pins), "state"
+    and "root".
     """
     state, root = _bytes(request["state"]), _bytes(request["root"])
-    own, prefix = _bytes(request["cgroup_root"]), _bytes(request["netns_prefix"])
+    pods, watchers = _bytes(request["cgroup_pods"]), _bytes(request["cgroup_monitors"])
+    prefix = _bytes(request["netns_prefix"])
     parents, zygote, monitors = request["cgroup_parents"], request["zygote"], request["monitors"]
     assert isinstance(parents, list) and isinstance(zygote, int) and isinstance(monitors, list)
     hierarchy = detect()
@@ -44,9 +46,9 @@ def inventory(request: dict[str, object], descriptors: list[int]) -> dict[str, o
             return None
 
     return {
-        "cgroups": part("the cgroups", lambda: _cgroups(hierarchy, own, parents)),
+        "cgroups": part("the cgroups", lambda: _cgroups(hierarchy, pods, parents)),
         "processes": part(
-            "the processes", lambda: _processes(hierarchy, own, zygote, set(monitors), state + b"/sandboxes/")
+            "the processes", lambda: _processes(hierarchy, watchers, zygote, set(monitors), state + b"/sandboxes/")
         ),
         "pins": part("/run/netns", lambda: [each for each in _names(b"/run/netns") if each.startswith(prefix + b"-")]),
         "mounts": part("the mounts", lambda: _mounts((b"/run/netns/" + prefix + b"-", *_mountless(state, root)))),
@@ -78,11 +80,10 @@ def filter_users(request: dict[str, object], descriptors: list[int]) -> dict[str
     return {"used": sorted(used)}
 
 
-def _cgroups(hierarchy: Hierarchy, own: bytes, parents: list[bytes]) -> list[bytes]:
+def _cgroups(hierarchy: Hierarchy, pods: bytes, parents: list[bytes]) -> list[bytes]:
     """Paths of the cgroups of pods and containers below our own, and of all that pods' cgroups elsewhere have."""
     found: set[bytes] = set()
     for tree in hierarchy.trees():
-        pods = own + b"/pods"
         for pod in _directories(join_path(tree, pods)):
             found.add(pods + b"/" + pod)
             found.update(pods + b"/" + pod + b"/" + name for name in _directories(join_path(tree, pods + b"/" + pod)))
@@ -91,14 +92,14 @@ def _cgroups(hierarchy: Hierarchy, own: bytes, parents: list[bytes]) -> list[byt
     return sorted(found)
 
 
-def _processes(hierarchy: Hierarchy, own: bytes, zygote: int, monitors: set[int], sandboxes: bytes) -> list[Entry]:
+def _processes(hierarchy: Hierarchy, home: bytes, zygote: int, monitors: set[int], sandboxes: bytes) -> list[Entry]:
     """[pid, start time in clock ticks, name, sandbox id or b"", cgroups of its children] of strangers among monitors.
 
     What a monitor or the zygote has started is no stranger, but for further monitors; and programs of hooks, which
     may leave daemons, are none of our business.
     """
     tree = hierarchy.mount or hierarchy.trees()[0]
-    directory = join_path(tree, own + b"/monitors")
+    directory = join_path(tree, home)
     try:
         pids = [int(each) for each in _read(directory + b"/cgroup.procs").split()]
     except FileNotFoundError:

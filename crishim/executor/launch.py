@@ -10,6 +10,7 @@ import fcntl
 import os
 import sys
 from _socket import socket
+from collections.abc import Callable
 
 import crishim
 from crishim.executor import wire
@@ -36,8 +37,13 @@ def sealed_interpreter() -> int:
     return high
 
 
-def spawn_zygote(interpreter: int, arguments: dict[str, object]) -> tuple[int, socket]:
-    """(pid, control socket) of a new zygote that was told `arguments`; its first message says that it is ready."""
+def spawn_zygote(
+    interpreter: int, arguments: dict[str, object], place: Callable[[int], None] | None = None
+) -> tuple[int, socket]:
+    """(pid, control socket) of a new zygote that was told `arguments`; its first message says that it is ready.
+
+    place: called with its pid while it waits to be told; what it raises ends the zygote.
+    """
     ours, theirs = wire.pair()
     root = os.path.dirname(os.path.dirname(os.path.abspath(crishim.__file__)))
     base = str(getattr(sys, "_base_executable", sys.executable))
@@ -53,7 +59,14 @@ def spawn_zygote(interpreter: int, arguments: dict[str, object]) -> tuple[int, s
         )
     finally:
         theirs.close()
-    wire.send(ours, wire.OK, 0, b"", arguments)
+    try:
+        if place is not None:
+            place(pid)
+        wire.send(ours, wire.OK, 0, b"", arguments)
+    except BaseException:
+        ours.close()  # it reads the end of file, and ends
+        os.waitpid(pid, 0)
+        raise
     return pid, ours
 
 

@@ -19,6 +19,7 @@ from crishim.executor import podinit, records, starter, userns, wire
 from crishim.executor.init import InitProcess
 from crishim.executor.loop import Loop
 from crishim.executor.lower import Privileges
+from crishim.executor.oom import OomKills
 from crishim.executor.poststop import Poststops
 from crishim.executor.prepare import StepFailed
 from crishim.executor.seed import Seed, make_pod_seed
@@ -46,6 +47,7 @@ class Monitor:
         self.loop = Loop(self._rest, self._failed)
         #: by container id, running and exited, until the server forgets them
         self.containers: dict[bytes, InitProcess] = {}
+        self.oom_kills = OomKills(hierarchy)
         #: processes of starts under way
         self.starters: set[int] = set()
         #: reaper of a shared PID namespace: (pid, pidfd), or None
@@ -236,6 +238,7 @@ class Monitor:
             message.close()
             return
         init = InitProcess(body)
+        self.oom_kills.starting(init.cgroup, self._running())
         init.starter, init.asking = connection, (connection, message.seq)
         try:
             init.open_log()
@@ -390,6 +393,7 @@ class Monitor:
         init.close_pidfd()
         if not init.own_pid_namespace:
             self._kill(init)  # with its own namespace the kernel has done it
+        oom_kills = self.oom_kills.of(init, self._running())  # before all that takes its time: systemd removes scopes
         init.drain(self.loop)
         killed_by = info.si_status if info.si_code != os.CLD_EXITED else None
         init.exit = {
@@ -399,7 +403,7 @@ class Monitor:
             "ended_at_ns": ended_at_ns,
             "code": info.si_status if killed_by is None else 128 + killed_by,
             "signal": killed_by,
-            "oom_kills": self._oom_kills(init),
+            "oom_kills": oom_kills,
             "log_bytes_lost": init.log_bytes_lost(),
         }
         try:
@@ -416,13 +420,12 @@ class Monitor:
         except OSError:
             pass  # the server kills again when it removes the container
 
-    def _oom_kills(self, init: InitProcess) -> int:
-        try:
-            return effects.oom_kills(self.hierarchy, init.cgroup)
-        except OSError:
-            return 0
+    def _running(self) -> list[InitProcess]:
+        return [init for init in self.containers.values() if init.pidfd >= 0]
 
     def _remove(self, init: InitProcess) -> None:
+        if init.cgroup.endswith(".scope"):
+            return  # systemd's: it would not notice that the cgroup is gone, and keep the unit
         try:
             effects.remove(self.hierarchy, init.cgroup)
         except OSError:

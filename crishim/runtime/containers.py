@@ -12,7 +12,7 @@ from pathlib import Path
 
 from crishim.cgroups import effects, stats
 from crishim.cgroups.plan import plan as cgroup_plan
-from crishim.errors import AlreadyExists, InvalidSpec, NotFound, StartFailed, TimedOut, WrongState
+from crishim.errors import AlreadyExists, InvalidSpec, NotFound, StartFailed, TimedOut, Unavailable, WrongState
 from crishim.images.store import ImageStore
 from crishim.model.container import Container, ContainerConfig, ContainerSecurity, ContainerState
 from crishim.model.handler import Handler
@@ -38,6 +38,7 @@ from crishim.runtime.settings import Settings
 from crishim.runtime.steps import reached
 from crishim.runtime.stopping import Stopping
 from crishim.runtime.undo import Undo
+from crishim.runtime.units import Units
 from crishim.runtime.users import ImageUsers
 from crishim.runtime.verdict import outcome_of, start_failed
 from crishim.runtime.volumes import reference_of, volume_images, with_digests
@@ -70,6 +71,7 @@ class Containers:
         users: ImageUsers,
         profiles: SeccompProfiles,
         apparmor: AppArmorProfiles,
+        units: Units,
         operations: Operations,
         live: Live,
         places: Places,
@@ -87,6 +89,7 @@ class Containers:
         self._users = users
         self._profiles = profiles
         self._apparmor = apparmor
+        self._units = units
         self._operations = operations
         self._live = live
         self._places = places
@@ -137,7 +140,7 @@ class Containers:
         reached("create_container.reserved")
         async with Undo() as undo:
             undo.push("the reservation", lambda: self._release(container_id))
-            cgroup = container_cgroup(sandbox.cgroup_path, container_id)
+            cgroup = container_cgroup(sandbox.cgroup_path, container_id, self._settings.cgroup_driver)
             undo.push("the root file system", lambda: self._removal.discard(sandbox.id, container_id, cgroup))
             operation.enter("create_container.rootfs")
             users = sandbox.config.security.namespaces.own_users
@@ -187,6 +190,7 @@ class Containers:
             make_missing_sources=self._settings.make_missing_sources,
             rlimits=self._settings.rlimits,
             image_volumes={index: self._images.layer_paths(each) for index, each in volumes.items()},
+            cgroup_driver=self._settings.cgroup_driver,
         )
         spec = container_spec(container_id, config, sandbox, around)
         if spec.process.apparmor_profile is not None:
@@ -195,7 +199,8 @@ class Containers:
             spec = await self._helper.run(self._edits.added_to, spec, config, sandbox)
         if spec.hooks:
             spec = await self._helper.run(self._places.make_bundle, sandbox.id, spec)
-        cgroup_plan(spec.cgroup.path, spec.cgroup.resources, spec.cgroup.devices, self._executor.hierarchy)
+        cgroup = spec.cgroup
+        self._units.check(cgroup_plan(cgroup.path, cgroup.resources, cgroup.devices, self._executor.hierarchy))
         return spec
 
     async def _devices(self, config: ContainerConfig, whole_dev: bool) -> tuple[HostDevice, ...]:
@@ -257,7 +262,8 @@ class Containers:
             spec = self.spec_of(container)
             monitor = self._live.monitor(sandbox.id)
             try:
-                started = await monitor.start_container(spec, pid_target=self._pid_target(container, sandbox))
+                async with self._units.started(spec):
+                    started = await monitor.start_container(spec, pid_target=self._pid_target(container, sandbox))
             except (StartFailed, InvalidSpec) as error:
                 self._exits.apply(start_failed(container_id, time.time_ns(), str(error)))
                 self._observer.process_start_failed("init", outcome_of(str(error)))
@@ -333,13 +339,23 @@ class Containers:
                 undo = await self._helper.run(effects.apply, self._executor.hierarchy, planned)
             except OSError as error:
                 raise WrongState(f"the limits of container {container.id} cannot be changed: {error}") from error
-            reached("update_container.applied")
         try:
+            if undo:
+                await self._units.update(planned)
+            reached("update_container.applied")
             self._store.update_container(container.id, lambda old: replace(old, resources=limits))
         except BaseException:
-            await self._helper.run(effects.revert, undo)
+            await self._take_back(container, resources, undo)
             raise
         reached("update_container.status")
+
+    async def _take_back(self, container: Container, resources: Resources, undo: list[tuple[bytes, bytes]]) -> None:
+        """Set the limits that `resources` changed to what they were."""
+        await self._helper.run(effects.revert, undo)
+        if undo:
+            before = changed(container.resources, resources)
+            with suppress(Unavailable):  # a manager that is away was not told of the new ones either
+                await self._units.update(cgroup_plan(container.cgroup_path, before, None, self._executor.hierarchy))
 
     def _check_usage(self, container: Container, resources: Resources) -> None:
         """A memory limit below what is in use would kill instead of limit."""

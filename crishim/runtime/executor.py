@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -92,3 +93,7 @@ class Executor(Protocol):
     async def run_role(
         self, role: str, request: Mapping[str, object], fds: Sequence[int] = (), timeout_s: float = 60.0
     ) -> dict[str, object]: ...
+
+    def hold(self, role: str) -> AbstractAsyncContextManager[int]:
+        """Pid of a process that plays the role until the block ends."""
+        ...

@@ -81,7 +81,7 @@ class Recovery:
         for unfinished in report.unfinished:
             with suppress(NotFound):
                 sandbox = self._store.get_sandbox(unfinished.sandbox_id)
-                cgroup = container_cgroup(sandbox.cgroup_path, unfinished.id)
+                cgroup = container_cgroup(sandbox.cgroup_path, unfinished.id, self._settings.cgroup_driver)
                 await self._attempt(
                     f"the creation of container {unfinished.id}",
                     self._removal.discard(sandbox.id, unfinished.id, cgroup),

@@ -20,6 +20,7 @@ from crishim.runtime.operations import Operation, Operations
 from crishim.runtime.places import Places
 from crishim.runtime.steps import reached
 from crishim.runtime.stopping import Stopping
+from crishim.runtime.units import Units
 from crishim.store.store import Store
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Removal:
         operations: Operations,
         helper: Helper,
         stopping: Stopping,
+        units: Units,
         kill_wait_s: float,
     ) -> None:
         self._store = store
@@ -54,6 +56,7 @@ class Removal:
         self._operations = operations
         self._helper = helper
         self._stopping = stopping
+        self._units = units
         self._kill_wait_s = kill_wait_s
 
     async def remove(self, container_id: str) -> None:
@@ -122,7 +125,9 @@ class Removal:
 
     async def remove_cgroup(self, whose: str, path: str) -> None:
         """Remove a cgroup with all below it; Unavailable when a process is in it."""
-        if not await self._helper.run(effects.remove, self._executor.hierarchy, path):
+        if not (
+            await self._units.stop(path) and await self._helper.run(effects.remove, self._executor.hierarchy, path)
+        ):
             raise Unavailable(f"the cgroup {path} of {whose} cannot be removed: a process is in it")
 
     async def end_cgroup(self, whose: str, path: str) -> None:
@@ -132,7 +137,9 @@ class Removal:
         while True:
             with suppress(OSError):
                 await self._helper.run(effects.kill, self._executor.hierarchy, path)
-            if await self._helper.run(effects.remove, self._executor.hierarchy, path, tries=4):
+            if await self._units.stop(path) and await self._helper.run(
+                effects.remove, self._executor.hierarchy, path, tries=4
+            ):
                 return
             if asyncio.get_running_loop().time() > give_up:
                 left = await self._helper.run(effects.pids, self._executor.hierarchy, path)

@@ -143,7 +143,9 @@ class Sandboxes:
             state=SandboxState.READY,
             created_at_ns=time.time_ns(),
             netns_path=f"/run/netns/{self._settings.netns_prefix}-{sandbox_id}" if plan.network else None,
-            cgroup_path=pod_cgroup(config.cgroup_parent, self._settings.cgroup_root, sandbox_id),
+            cgroup_path=pod_cgroup(
+                config.cgroup_parent, self._settings.cgroup_root, sandbox_id, self._settings.cgroup_driver
+            ),
             handler=handler,
         )
 

@@ -19,7 +19,7 @@ from crishim.runtime.live import Live
 from crishim.runtime.places import Places
 from crishim.runtime.removal import Removal
 from crishim.runtime.settings import Settings
-from crishim.spec.cgroup import pod_cgroup
+from crishim.spec.cgroup import known_pod_cgroup
 from crishim.store import codec
 from crishim.store.durable import DurableStore, SandboxReservation
 from crishim.store.store import Store
@@ -73,7 +73,9 @@ class TakeBack:
         await attempt("the monitor", self._end_monitor(sandbox_id))
         await attempt("the namespace", self._removal.remove_pin(reservation.netns_path))
         config = config_of(reservation)
-        path = pod_cgroup(config.cgroup_parent, self._settings.cgroup_root, sandbox_id)
+        path = known_pod_cgroup(
+            config.cgroup_parent, self._settings.cgroup_root, sandbox_id, self._settings.cgroup_driver
+        )
         if not config.cgroup_parent or self._places.owns_cgroup(sandbox_id):
             await attempt("the cgroup", self._removal.end_cgroup(f"sandbox {sandbox_id}", path))
         if not problems:

@@ -45,5 +45,6 @@ class Unwatched:
             return
         with suppress(OSError):
             await self._helper.run(effects.kill, self._hierarchy, container.cgroup_path)
-        await self._helper.run(effects.remove, self._hierarchy, container.cgroup_path)
+        if not is_unit(container.cgroup_path):  # systemd removes a scope when nothing runs in it
+            await self._helper.run(effects.remove, self._hierarchy, container.cgroup_path)
         self._exits.conclude(container.id, "the monitor of the pod died, so its containers were killed", killed=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from crishim.errors import InvalidSpec
 from crishim.model.container import ContainerConfig
 from crishim.model.image import ImageConfig
+from crishim.model.node import CgroupDriver
 from crishim.model.process import (
     CgroupSpec,
     ContainerSpec,
@@ -56,6 +57,7 @@ class Surroundings:
     rlimits: tuple[Rlimit, ...] = ()
     #: directories of the image of each image volume, topmost layer first, by its position in `config.mounts`
     image_volumes: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    cgroup_driver: CgroupDriver = CgroupDriver.CGROUPFS
 
 
 def container_spec(container_id: str, config: ContainerConfig, sandbox: Sandbox, around: Surroundings) -> ContainerSpec:
@@ -89,7 +91,7 @@ def container_spec(container_id: str, config: ContainerConfig, sandbox: Sandbox,
         ),
         rootfs=RootFs(rootfs.lowers, rootfs.upper, rootfs.work, rootfs.path, security.readonly_rootfs),
         cgroup=CgroupSpec(
-            container_cgroup(sandbox.cgroup_path, container_id),
+            container_cgroup(sandbox.cgroup_path, container_id, around.cgroup_driver),
             limits(config.resources, handler),
             device_rules(around.devices, all_devices(config, sandbox)),
         ),

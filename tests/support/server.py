@@ -47,6 +47,9 @@ class Server:
         self.logs = directory / "logs"
         self.address = f"unix://{self.state}/crishim.sock"
         self.instance = hashlib.sha256(os.fsencode(self.state)).hexdigest()[:8]
+        #: what the server makes itself, and below it the pods that name no parent
+        self.cgroup = f"/crishim-{self.instance}.slice"
+        self.monitors_cgroup = f"{self.cgroup}/monitors"
         self._network = network
         self._config = directory / "config.toml"
         self.logs.mkdir(parents=True)
@@ -59,7 +62,8 @@ class Server:
 
     def configure(self, config: str) -> None:
         """Write the configuration file: what every server of tests has, and `config`."""
-        self._config.write_text(f'[network.bridge]\nsubnets = ["{SUBNET}"]\n{config}')
+        driver = "" if "[cgroups]" in config else '[cgroups]\ndriver = "cgroupfs"\n'
+        self._config.write_text(f'[network.bridge]\nsubnets = ["{SUBNET}"]\n{driver}{config}')
 
     def drop_in(self, name: str) -> Path:
         """Path of a drop-in file of the configuration; its directory is there."""
@@ -173,8 +177,7 @@ class Server:
             subprocess.run(["umount", "--lazy", str(pin)], check=False, capture_output=True)
             pin.unlink()
         hierarchy = detect()
-        path = f"/crishim-{self.instance}.slice"
-        wait_until(lambda: _removed(hierarchy, path), f"an empty {path}")
+        wait_until(lambda: _removed(hierarchy, self.cgroup), f"an empty {self.cgroup}")
 
     # -- calls
 
@@ -242,7 +245,7 @@ class Server:
         found += [str(path) for path in (self.root / "containers").glob("*")]
         found += [str(path) for path in Path("/run/netns").glob(f"crishim-{self.instance}-*")]
         found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if self.instance in line]
-        for parent in (f"/crishim-{self.instance}.slice/pods", f"/crishim-test-{self.instance}"):
+        for parent in (f"{self.cgroup}/pods", f"/crishim-test-{self.instance}"):
             found += [str(path) for tree in cgroup_directories(parent) for path in tree.glob("*/")]
         found += [f"monitor {pid}" for pid in self.monitors()]
         if self._network == "bridge":
@@ -251,7 +254,7 @@ class Server:
 
     def monitors(self) -> list[int]:
         """Pids of this instance's monitors."""
-        pids = effects.pids(detect(), f"/crishim-{self.instance}.slice/monitors")
+        pids = effects.pids(detect(), self.monitors_cgroup)
         return [pid for pid in pids if _name(pid) == "crishim-monitor"]
 
 

@@ -59,6 +59,7 @@ ONLY_IN: dict[str, frozenset[str]] = {
     "ctypes": frozenset({"linux"}),
     "grpc": frozenset({"cri"}),
     "google": frozenset({"cri"}),
+    "jeepney": frozenset({"cgroups"}),
     "prometheus_client": frozenset({"metrics"}),
     "urllib3": frozenset({"images"}),
     "yaml": frozenset({"runtime"}),

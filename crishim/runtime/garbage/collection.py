@@ -198,7 +198,8 @@ class Garbage:
 
     def _request(self, who: Owners) -> dict[str, object]:
         return {
-            "cgroup_root": self._instance.cgroup_root.encode(),
+            "cgroup_pods": self._instance.pods.encode(),
+            "cgroup_monitors": self._instance.monitors.encode(),
             "cgroup_parents": [path.encode() for path in who.parents()],
             "zygote": self._executor.pid,
             "monitors": [monitor.pid for monitor in self._live.monitors()],

@@ -118,25 +118,32 @@ def _reserved(owners: Owners) -> Iterator[Finding]:
 
 
 def _cgroups(owners: Owners, there: Present) -> Iterator[Finding]:
-    own = f"{owners.instance.cgroup_root}/pods/"
+    own = owners.instance.pods + "/"
     alive = {member.cgroup: id for id, member in owners.members.items()}
     pods = {pod.cgroup for pod in owners.pods.values()}
     known = known_containers(owners, there)
     for path in sorted(there.cgroups or ()):
-        name = path.rpartition("/")[2]
+        name = _id_of(path.rpartition("/")[2])
         if path in alive:
             owner = alive[path]
             if owners.members[owner].state is ContainerState.EXITED and not owners.is_busy(owner):
                 yield Finding(LeftoverKind.CGROUP, path, owner, "its container has exited")
         elif path.startswith(own):
-            pod, _, container = path[len(own) :].partition("/")
-            pod_lives = own + pod in pods or owners.is_alive(pod)
+            place, _, leaf = path[len(own) :].partition("/")
+            pod, container = _id_of(place), _id_of(leaf)
+            pod_lives = own + place in pods or owners.is_alive(pod)
             if not container and not pod_lives:
                 yield Finding(LeftoverKind.CGROUP, path, pod, "its sandbox does not exist")
             elif container and pod_lives and not owners.is_alive(container) and pod not in owners.busy:
                 yield Finding(LeftoverKind.CGROUP, path, container, "its container does not exist")
         elif name in known and not owners.is_alive(name):
             yield Finding(LeftoverKind.CGROUP, path, name, "its container does not exist")
+
+
+def _id_of(name: str) -> str:
+    """The id in the name of a cgroup, which is the name of a unit with the systemd driver; else the name."""
+    found = _ID.search(name)
+    return name if found is None else found[0]
 
 
 def _network(owners: Owners, there: Present) -> Iterator[Finding]:

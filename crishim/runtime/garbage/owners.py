@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from crishim.model.container import ContainerState
+from crishim.model.node import CgroupDriver
 from crishim.model.sandbox import SandboxState
 from crishim.runtime.live import Live
 from crishim.runtime.operations import Operations
 from crishim.runtime.take_back import config_of
-from crishim.spec.cgroup import pod_cgroup
+from crishim.spec.cgroup import known_pod_cgroup, own_monitors, own_pods
 from crishim.store.durable import SandboxReservation
 from crishim.store.store import Store
 
@@ -26,6 +27,17 @@ class Instance:
     netns_prefix: str
     state_dir: str
     root_dir: str
+    cgroup_driver: CgroupDriver = CgroupDriver.CGROUPFS
+
+    @property
+    def pods(self) -> str:
+        """Cgroup of the pods that name no parent."""
+        return own_pods(self.cgroup_root, self.cgroup_driver)
+
+    @property
+    def monitors(self) -> str:
+        """Cgroup of zygote and monitors."""
+        return own_monitors(self.cgroup_root, self.cgroup_driver)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +88,7 @@ class Owners:
 
     def parents(self) -> list[str]:
         """Cgroups of pods that are not below our own, where the cgroups of containers are."""
-        own = f"{self.instance.cgroup_root}/pods/"
+        own = self.instance.pods + "/"
         paths = {pod.cgroup for pod in self.pods.values()} | set(self.reserved.values())
         return sorted(path for path in paths if path and not path.startswith(own))
 
@@ -111,7 +123,7 @@ def owners(
         for each in store.list_containers()
     }
     reserved = {
-        each.id: pod_cgroup(config_of(each).cgroup_parent, instance.cgroup_root, each.id)
+        each.id: known_pod_cgroup(config_of(each).cgroup_parent, instance.cgroup_root, each.id, instance.cgroup_driver)
         for each in reservations
         if each.id not in pods and each.id not in busy
     }
