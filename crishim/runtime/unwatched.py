@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from crishim.cgroups import effects
 from crishim.cgroups.hierarchy import Hierarchy
+from crishim.cgroups.units import is_unit
 from crishim.model.container import Container, ContainerState
 from crishim.model.sandbox import Sandbox, SandboxState
 from crishim.runtime.exits import Exits, not_ready
