@@ -17,8 +17,9 @@ from crishim.cgroups.plan import plan as cgroup_plan
 from crishim.errors import InvalidSpec, NotFound, TimedOut, Unavailable, WrongState
 from crishim.executor.client import ExecSpec, Monitor, PodSpec, StartedContainer, check_hooks
 from crishim.model.exit import ExitRecord
-from crishim.model.process import ContainerSpec, NamespaceKind, RootFs
+from crishim.model.process import ContainerSpec, Namespace, NamespaceKind, RootFs
 from crishim.model.resources import Resources
+from crishim.model.sandbox import IdMapping
 from crishim.process.engine import cgroup_root, monitor_directories, running_engine
 from crishim.process.events import ContainerEvent, EventKind, Events
 from crishim.process.handle import ExitStatus, Process
@@ -43,10 +44,25 @@ def isolated(
 
 
 class Container:
-    """One container: made by the start of its init process, gone after `destroy` (or the end of a `with`)."""
+    """One container: made by the start of its init process, gone after `destroy` (or the end of a `with`).
 
-    def __init__(self, spec: ContainerSpec) -> None:
+    uid_mappings, gid_mappings: those of a user namespace of its own, which owns its other namespaces; the root file
+    system is mapped, not changed.
+    """
+
+    def __init__(
+        self,
+        spec: ContainerSpec,
+        *,
+        uid_mappings: tuple[IdMapping, ...] = (),
+        gid_mappings: tuple[IdMapping, ...] = (),
+    ) -> None:
+        if bool(uid_mappings) is not bool(gid_mappings):
+            raise InvalidSpec("uid_mappings, gid_mappings: one is given without the other")
+        if uid_mappings:
+            spec = replace(spec, namespaces=(*spec.namespaces, Namespace(NamespaceKind.USER)))
         self.spec = spec
+        self._mappings = uid_mappings, gid_mappings
         self._monitor: Monitor | None = None
         self._directory: Path | None = None
         self._init: Process | None = None
@@ -97,6 +113,8 @@ class Container:
             uts=NamespaceKind.UTS in own,
             hostname=spec.hostname,
             domainname=spec.domainname,
+            uid_mappings=self._mappings[0],
+            gid_mappings=self._mappings[1],
         )
         try:
             monitor = await engine.executor.start_monitor(spec.id, self._directory, pod)

@@ -13,6 +13,7 @@ import pytest
 
 from crishim import Container, Process, ProcessSpec, isolated
 from crishim.errors import InvalidSpec, NotFound, StartFailed, Unsupported, WrongState
+from crishim.model.sandbox import IdMapping
 from crishim.process import close_engine
 from tests.support.container import make_busybox_root, read_all, read_line
 
@@ -137,6 +138,23 @@ def test_the_names_of_the_container_are_set(container: Container) -> None:
     container.start(process)
     os.close(writing)
     assert read_all(reading) == b"box\nexample.test\n"
+
+
+def test_a_container_may_have_a_user_namespace_of_its_own(container: Container) -> None:
+    maps = (IdMapping(0, 200_000, 65536),)
+    with pytest.raises(InvalidSpec, match="one is given without the other"):
+        Container(container.spec, uid_mappings=maps)
+    with Container(container.spec, uid_mappings=maps, gid_mappings=maps) as mapped:
+        init = Process(IDLE)
+        mapped.start(init)
+        reading, writing = os.pipe()
+        shell = Process(
+            ProcessSpec(args=("sh", "-c", "id -u; stat -c %u /bin; echo again > /dev/stdout")), stdout=writing
+        )
+        mapped.start(shell)
+        os.close(writing)
+        assert read_all(reading).split() == [b"0", b"0", b"again"]
+        assert "\nUid:\t200000\t200000\t200000\t200000\n" in Path(f"/proc/{init.pid}/status").read_text()
 
 
 def test_an_exec_that_cannot_run_tells_why_at_its_wait(container: Container) -> None:

@@ -31,8 +31,7 @@ def main() -> None:
     unified = "/sys/fs/cgroup/unified"
     if os.path.ismount(unified):
         subprocess.run(["umount", unified], check=True)
-    subprocess.run(["mount", "-t", "tmpfs", "observed", directory], check=True)
-    _hide_null(directory / "null")
+    _hide_null(directory / "devices")
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     cgroup = f"crishim-observed-{os.getpid()}"
     try:
@@ -59,9 +58,9 @@ def observe_all(directory: Path, cgroup: str) -> Answers:
         container = observed.spec.id
         make_root(root, program)
         os.chown("/dev/null", 0, 0)
-        answers["crishim"][container] = _normal(ours.observe(observed.spec), words)
+        answers["crishim"][container] = _normal(ours.observe(observed), words)
         for peer in peers.find_peers():
-            make_root(root, program)
+            make_root(root, program, observed.host_id)
             bundle = directory / f"bundle-{peer.name}"
             shutil.rmtree(bundle, ignore_errors=True)
             bundle.mkdir()
@@ -70,8 +69,11 @@ def observe_all(directory: Path, cgroup: str) -> Answers:
     return answers
 
 
-def _hide_null(instead: Path) -> None:
+def _hide_null(devices: Path) -> None:
     """A /dev/null of this mount namespace's own: crun gives the one it finds as stdin to the container's user."""
+    devices.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "observed", devices], check=True)
+    instead = devices / "null"
     os.mknod(instead, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
     instead.chmod(0o666)
     subprocess.run(["mount", "--bind", instead, "/dev/null"], check=True)

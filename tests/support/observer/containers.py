@@ -48,6 +48,8 @@ class Observed:
 
     spec: ContainerSpec
     seccomp: dict[str, Any] | None
+    #: host id of uid and gid 0 of a user namespace, 0 without one
+    host_id: int = 0
 
 
 def plain(root: Path, node: NodeFacts) -> Observed:
@@ -154,7 +156,13 @@ def bare(root: Path, node: NodeFacts) -> Observed:
     return Observed(spec, None)
 
 
-CONTAINERS: tuple[Callable[[Path, NodeFacts], Observed], ...] = (plain, terminal, user, bare)
+def mapped(root: Path, node: NodeFacts) -> Observed:
+    """The plain one in a user namespace."""
+    observed = plain(root, node)
+    return replace(observed, spec=replace(observed.spec, id="mapped"), host_id=200_000)
+
+
+CONTAINERS: tuple[Callable[[Path, NodeFacts], Observed], ...] = (plain, terminal, user, bare, mapped)
 
 
 def _process(**fields: Any) -> ProcessSpec:

@@ -13,8 +13,15 @@ _SHM_OPTIONS = ("mode=1777", "size=65536k")
 _BASE = {path for path, _, _ in BASE_NODES}
 
 
-def config(spec: ContainerSpec, seccomp: dict[str, Any] | None) -> dict[str, Any]:
-    """config.json; fields that the specification of ours leaves empty are absent."""
+#: ids of a user namespace
+COUNT = 65536
+
+
+def config(spec: ContainerSpec, seccomp: dict[str, Any] | None, host_id: int) -> dict[str, Any]:
+    """config.json; fields that the specification of ours leaves empty are absent.
+
+    host_id: of uid and gid 0 in a user namespace, 0 without one.
+    """
     assert spec.rootfs.path is not None, "peers have a directory for a root"
     linux: dict[str, Any] = {
         "namespaces": [{"type": _NAMESPACES.get(each.kind, each.kind.value)} for each in spec.namespaces],
@@ -31,6 +38,10 @@ def config(spec: ContainerSpec, seccomp: dict[str, Any] | None) -> dict[str, Any
             if node.path not in _BASE  # every runtime makes these
         ],
     }
+    if host_id:
+        linux["namespaces"].append({"type": "user"})
+        for kind in ("uidMappings", "gidMappings"):
+            linux[kind] = [{"containerID": 0, "hostID": host_id, "size": COUNT}]
     if seccomp is not None:
         linux["seccomp"] = seccomp
     names = {"hostname": spec.hostname, "domainname": spec.domainname}

@@ -7,16 +7,21 @@ import signal
 import socket
 from dataclasses import replace
 
-from crishim.model.process import ContainerSpec, ProcessSpec
+from crishim.model.process import ProcessSpec
+from crishim.model.sandbox import IdMapping
 from crishim.process import Container, Process
 from tests.support.observer import normal
+from tests.support.observer.containers import Observed
+from tests.support.observer.oci import COUNT
 from tests.support.observer.program import read_observation
 
 
-def observe(spec: ContainerSpec) -> dict[str, dict[str, str]]:
+def observe(observed: Observed) -> dict[str, dict[str, str]]:
     """What the program says as "init" and as "exec", and what the host sees of it."""
     seen = {}
-    with Container(spec) as container:
+    spec = observed.spec
+    maps = (IdMapping(0, observed.host_id, COUNT),) if observed.host_id else ()
+    with Container(spec, uid_mappings=maps, gid_mappings=maps) as container:
         init = 0
         for role in ("init", "exec"):
             process, fd = _start(container, replace(spec.process, init=role == "init"))

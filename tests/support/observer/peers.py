@@ -48,7 +48,7 @@ def observe(peer: Peer, observed: Observed, directory: Path) -> dict[str, dict[s
     directory: an empty one for bundle and state. The caller is a subreaper: a detached process becomes its child.
     """
     spec = observed.spec
-    (directory / "config.json").write_text(json.dumps(oci.config(spec, observed.seccomp)))
+    (directory / "config.json").write_text(json.dumps(oci.config(spec, observed.seccomp, observed.host_id)))
     (directory / "process.json").write_text(json.dumps(oci.process(spec.process)))
     call = [peer.program, "--root", directory / "state"]
     commands = {

@@ -25,8 +25,8 @@ def build(directory: Path) -> Path:
     return program
 
 
-def make_root(root: Path, program: Path) -> None:
-    """A small root with the program in it, in the place of whatever was there."""
+def make_root(root: Path, program: Path, owner: int = 0) -> None:
+    """A small root with the program in it, in the place of whatever was there; `owner` is the uid and gid of all."""
     shutil.rmtree(root, ignore_errors=True)
     for name in ("bin", "etc", "tmp", "masked-directory", "readonly-directory", "private"):
         (root / name).mkdir(parents=True)
@@ -47,6 +47,8 @@ def make_root(root: Path, program: Path) -> None:
     for name, text in files.items():
         (root / name).write_text(text)
         (root / name).chmod(0o644)
+    for path in (root, *root.rglob("*")):
+        os.chown(path, owner, owner)
 
 
 def read_observation(fd: int) -> dict[str, str]:

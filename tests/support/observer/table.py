@@ -16,7 +16,7 @@ ABSENT = "-"
 SAME = "="
 #: what a word under "where" is about: a row holds where one word of each kind, if it has any, is true
 _KINDS = (
-    frozenset({"plain", "terminal", "user", "bare"}),
+    frozenset({"plain", "terminal", "user", "bare", "mapped"}),
     frozenset({"init", "exec"}),
     frozenset({"v1", "v2"}),
     frozenset({"kcore", "no-kcore"}),
