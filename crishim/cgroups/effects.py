@@ -106,6 +106,11 @@ def task_files(h: Hierarchy, path: str | bytes) -> list[bytes]:
     return [_with_leaf(tree, path) + b"/tasks" for tree in h.v1_trees()]
 
 
+def birth_files(h: Hierarchy, path: str | bytes) -> list[bytes]:
+    """The file of the v2 tree that a process writes "0" to when it was not born in the cgroup; none on a v1 node."""
+    return [join_path(h.mount, path) + b"/cgroup.procs"] if h.mount else []
+
+
 def directories(h: Hierarchy, path: str | bytes) -> list[tuple[bytes, bytes]]:
     """(name, directory) of the cgroup in each tree, named as under /sys/fs/cgroup; the only one of a v2 node is b""."""
     if h.mode == "v2":

@@ -230,19 +230,33 @@ def write_exec_attribute(proc: int, module: bytes, value: bytes) -> None:
     raise OSError(errno.ENOENT, "no such attribute")
 
 
-def keep_descriptors(extra: tuple[int, ...]) -> None:
+def tell(log: int, line: bytes) -> None:
+    """A line for whoever wants to follow the set-up; nobody has to read it."""
+    try:
+        os.write(log, line)
+    except OSError:
+        pass
+
+
+def keep_descriptors(extra: tuple[int, ...], log: int = -1) -> None:
     """Extra files become 3, 4, ...; everything else is closed for good, the report socket waits for execve(2).
+
+    Behind that the log, when there is one, which is closed before.
 
     Really closed, not only marked: an execve path could name /proc/self/fd/N (CVE-2024-21626).
     """
     global _report
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100 + len(extra)) for fd in extra]
     report = fcntl.fcntl(_report, fcntl.F_DUPFD_CLOEXEC, 100 + len(extra))
+    told = fcntl.fcntl(log, fcntl.F_DUPFD_CLOEXEC, 100 + len(extra)) if log >= 0 else -1
     for number, fd in enumerate(high, 3):
         os.dup2(fd, number)
     place = 3 + len(extra)
     os.dup2(report, place, inheritable=False)
     _report = place
+    if told >= 0:
+        place += 1
+        os.dup2(told, place, inheritable=False)
     process.close_range(place + 1)
 
 

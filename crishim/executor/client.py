@@ -25,9 +25,11 @@ from crishim.executor.hook_values import check_hooks, hooks_cgroup, hooks_value
 from crishim.executor.probe import NodeFacts, probe
 from crishim.executor.remote import ExecProcess, Monitor, read_exit_record
 from crishim.executor.requests import ExecExit, ExecSpec, MonitoredContainer, PodSpec, StartedContainer
+from crishim.executor.value import ERROR, log_level
 from crishim.model.process import ContainerSpec, NamespaceKind
 
 __all__ = [
+    "ERROR",
     "ExecExit",
     "ExecProcess",
     "ExecSpec",
@@ -37,6 +39,7 @@ __all__ = [
     "PodSpec",
     "StartedContainer",
     "check_hooks",
+    "log_level",
     "read_exit_record",
 ]
 
@@ -257,7 +260,8 @@ class Executor:
                 raise StartFailed(f'the cgroup "{leaf}": {(error.strerror or "").lower()}') from None
             fds = [spec.init_pidfd]
             order = [0]
-            for fd in (spec.stdin, spec.stdout, spec.stderr, reports.fileno(), cgroup):
+            log = spec.process.log_fd if body["log"] else None
+            for fd in (spec.stdin, spec.stdout, spec.stderr, reports.fileno(), cgroup, log):
                 order.append(-1 if fd is None or fd < 0 else len(fds))
                 if fd is not None and fd >= 0:
                     fds.append(fd)
@@ -265,7 +269,10 @@ class Executor:
             body["namespaces"] = flags
             body["join_pid"] = NamespaceKind.PID in spec.namespaces
             body["leaf"] = leaf if spec.leaf else ""
-            body["cgroup_procs"] = effects.task_files(self.hierarchy, spec.cgroup_path)
+            files = effects.task_files(self.hierarchy, spec.cgroup_path)
+            body["cgroup_procs"] = files + (
+                effects.birth_files(self.hierarchy, leaf) if body["initial_affinity"] else []
+            )
             seq = self._connection.next_seq()
             ended: asyncio.Future[ExecExit] = asyncio.get_running_loop().create_future()
             self._execs[seq] = ended

@@ -112,7 +112,7 @@ def start(message: Message, own_pid_namespace: int, proc: int, privileges: Privi
     The child reports to the server itself. A zygote that cannot point its children back to its own PID namespace ends.
     """
     value = message.body
-    target, stdin, stdout, stderr, report, cgroup = (
+    target, stdin, stdout, stderr, report, cgroup, log = (
         message.fds[index] if index >= 0 else -1
         for index in value["fds"]  # type: ignore[attr-defined]
     )
@@ -128,8 +128,10 @@ def start(message: Message, own_pid_namespace: int, proc: int, privileges: Privi
         _give_pipes((stdin, stdout, stderr), value["uid"], target, namespaces, proc)  # type: ignore[arg-type]
         if namespaces & process.CLONE_NEWUSER:
             privileges = privileges.in_user_namespace()
-        program = lower(plan.exec_steps(value, opened, namespaces), privileges, high)
-        pid, pidfd = clone_into(target if value["join_pid"] else -1, own_pid_namespace, cgroup)
+        program = lower(plan.exec_steps(value, opened, namespaces), privileges, high, log)
+        # with an initial affinity it joins the cgroup by itself, later
+        born_in = -1 if value["initial_affinity"] else cgroup
+        pid, pidfd = clone_into(target if value["join_pid"] else -1, own_pid_namespace, born_in)
         if pid == 0:
             child.run(program, high)
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 
+from crishim.executor.plan import label
 from crishim.linux import process
 from crishim.linux.syscall import number
 
@@ -31,6 +32,7 @@ _CAPSET_HEADER = struct.pack("=Ii", 0x20080522, 0)
 _PRCTL = number("prctl")
 _CAPSET = number("capset")
 _CHDIR = number("chdir")
+_CLOSE = number("close")
 _CLOSE_RANGE = number("close_range")
 _KEYCTL = number("keyctl")
 _DUP3 = number("dup3")
@@ -61,8 +63,13 @@ class Privileges:
         return Privileges(process.all_capabilities(), process.all_capabilities())
 
 
-def lower(steps: list[Step], privileges: Privileges, report: int) -> list[Instruction]:
-    """Instructions of a plan. `report` is the descriptor of the report socket, above every standard descriptor."""
+def lower(steps: list[Step], privileges: Privileges, report: int, log: int = -1) -> list[Instruction]:
+    """Instructions of a plan. `report` is the descriptor of the report socket, above every standard descriptor.
+
+    log: a descriptor that is told of every step, closed before the last one; -1 for none.
+    """
+    if log >= 0:
+        return _logged(steps, privileges, report, log)
     program: list[Instruction] = []
     for index, step in enumerate(steps):
         calls = _calls(step, privileges, report)
@@ -72,6 +79,20 @@ def lower(steps: list[Step], privileges: Privileges, report: int) -> list[Instru
             program.extend((index, None, call, tolerated) for call, tolerated in calls)
         if step[0] == "keep_descriptors" and calls is not None:
             program.append((index, "report_on", (3,), 0))
+    return program
+
+
+def _logged(steps: list[Step], privileges: Privileges, report: int, log: int) -> list[Instruction]:
+    program: list[Instruction] = []
+    for index, step in enumerate(steps):
+        program.append((index, "tell", (log, label(step)), 0))
+        if index == len(steps) - 1:
+            program.append((index, None, (_CLOSE, log), 0))
+        if step[0] == "keep_descriptors":
+            program.append((index, "keep_descriptors", (step[1], log), 0))
+            log = 4 + len(step[1])  # type: ignore[arg-type]
+        else:
+            program += [(index, *rest) for _, *rest in lower([step], privileges, report)]  # type: ignore[misc]
     return program
 
 

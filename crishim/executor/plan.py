@@ -143,7 +143,7 @@ def init_steps(container: dict[str, object], opened: dict[bytes, int]) -> list[S
     """
     process = container["process"]
     assert isinstance(process, dict)
-    steps: list[Step] = [("set_dumpable", 0)]
+    steps: list[Step] = [("set_dumpable", 0), *_before_cgroup(process)]
     steps += [("join_cgroup", fd) for role, fd in opened.items() if role.startswith(b"procs:")]
     steps.append(("new_session",))
     inside = b"user" in opened
@@ -200,7 +200,7 @@ def exec_steps(process: dict[str, object], opened: dict[bytes, int], namespaces:
 
     opened: b"target" the pidfd of the init process; namespaces: clone flags of what differs from ours.
     """
-    steps: list[Step] = [("set_dumpable", 0)]
+    steps: list[Step] = [("set_dumpable", 0), *_before_cgroup(process)]
     steps += [("join_cgroup", fd) for role, fd in opened.items() if role.startswith(b"procs:")]
     steps.append(("new_session",))
     steps += early_steps(process, opened)
@@ -212,6 +212,11 @@ def exec_steps(process: dict[str, object], opened: dict[bytes, int], namespaces:
     if process["terminal"]:
         steps.append(("open_console", False, process["console_width"], process["console_height"], process["uid"]))
     return steps + finish_steps(process, opened, init=False)
+
+
+def _before_cgroup(process: dict[str, object]) -> list[Step]:
+    initial = process["initial_affinity"]
+    return [("set_affinity", tuple(initial))] if initial else []  # type: ignore[arg-type]
 
 
 def early_steps(process: dict[str, object], opened: dict[bytes, int]) -> list[Step]:
@@ -354,6 +359,19 @@ def finish_steps(
 
 def _environment(entries: list[bytes]) -> list[tuple[bytes, bytes]]:
     return [tuple(entry.split(b"=", 1)) for entry in entries]  # type: ignore[misc]
+
+
+def label(step: Step) -> bytes:
+    """A line of JSON that tells of a step about to be taken: its name, and the path or program that it is about."""
+    name = str(step[0]).replace("_", " ")
+    about = next((item for item in step[1:] if isinstance(item, bytes) and item.startswith(b"/")), b"")
+    if step[0] == "execute":
+        about = step[1][0]  # type: ignore[index]
+    text = f"{name} {about.decode('utf-8', 'replace')}".rstrip()
+    quoted = "".join(
+        f"\\{letter}" if letter in '"\\' else letter if letter >= " " else f"\\u{ord(letter):04x}" for letter in text
+    )
+    return b'{"level":"debug","msg":"%b"}\n' % quoted.encode("utf-8", "replace")
 
 
 _SENTENCES = {

@@ -153,7 +153,9 @@ class Monitor:
         container["hooks"] = hooks_value(spec, hooks_cgroup(self._home, spec.id))
         standard = zip((b"stdin", b"stdout", b"stderr"), stdio, strict=False)
         named = [(name, fd) for name, fd in standard if fd is not None]
-        for name, fd in ((b"console", spec.process.console_socket), (b"pidfd", spec.process.pidfd_socket)):
+        log = spec.process.log_fd if container["process"]["log"] else None  # type: ignore[index]
+        handles = ((b"console", spec.process.console_socket), (b"pidfd", spec.process.pidfd_socket), (b"log", log))
+        for name, fd in handles:
             if fd is not None:
                 named.append((name, fd))
         named += [(b"extra", fd) for fd in spec.process.extra_files]

@@ -137,7 +137,10 @@ def _open_sources(monitor: Monitor, container: dict[str, object], opened: Opened
         roles[b"root"] = prepare.open_root(container["rootfs"], monitor.seed, user)  # type: ignore[arg-type]
     except OSError as error:
         raise StepFailed(f"mounting the root file system: {os.strerror(error.errno or 0).lower()}") from None
-    for index, path in enumerate(effects.task_files(monitor.hierarchy, cgroup)):
+    files = effects.task_files(monitor.hierarchy, cgroup)
+    if container["process"]["initial_affinity"]:  # type: ignore[index]
+        files += effects.birth_files(monitor.hierarchy, cgroup)
+    for index, path in enumerate(files):
         roles[b"procs:%d" % index] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     for index, item in enumerate(container["mounts"]):  # type: ignore[arg-type, var-annotated]
         if item["kind"] == b"cgroup":
@@ -207,7 +210,7 @@ def _open_stdio(container: dict[str, object], given: list[int], opened: Opened, 
     assert isinstance(descriptors, list) and isinstance(process_, dict)
     for name in (b"stdin", b"stdout", b"stderr"):
         roles[name] = -1
-    # what the caller's descriptors are, in order: "stdin", "stdout", "stderr", "console", "pidfd", "extra"
+    # what the caller's descriptors are, in order: "stdin", "stdout", "stderr", "console", "pidfd", "log", "extra"
     for index, (name, fd) in enumerate(zip(descriptors, given)):
         roles[b"extra:%d" % index if name == b"extra" else name] = fd
     wanted = container["log"] or container["stdin"]
@@ -251,8 +254,11 @@ def _clone(
     """Into a copy of the seed, or of the host's mounts when hooks want to see them."""
     report = fcntl.fcntl(reports.fileno(), fcntl.F_DUPFD_CLOEXEC, 10)
     inside = b"user" in roles
-    program = lower(steps, monitor.privileges.in_user_namespace() if inside else monitor.privileges, report)
-    cgroup = effects.open_dir(monitor.hierarchy, str(container["cgroup"]))
+    privileges = monitor.privileges.in_user_namespace() if inside else monitor.privileges
+    program = lower(steps, privileges, report, roles.get(b"log", -1))
+    cgroup = -1
+    if not container["process"]["initial_affinity"]:  # type: ignore[index]
+        cgroup = effects.open_dir(monitor.hierarchy, str(container["cgroup"]))
     if container["pid_namespace"] is not None:
         _enter_pid_namespace(monitor, container["pid_namespace"])
     for role, fd in roles.items():  # a process of our own, so that the child is born in them

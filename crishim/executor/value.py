@@ -40,6 +40,8 @@ _MEMORY_FLAGS = {"MPOL_F_STATIC_NODES": 1 << 15, "MPOL_F_RELATIVE_NODES": 1 << 1
 _PERSONALITIES = {"LINUX": 0, "LINUX32": 8}
 _CLOCKS = ("monotonic", "boottime")
 _IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
+_LEVELS = ("panic", "fatal", "error", "warning", "info", "debug", "trace")
+ERROR, DEBUG = 2, 5
 #: ids are 32 bits, and the last one means "no change" to setresuid(2)
 _ID_LIMIT = 0xFFFFFFFE
 _LONG_LIMIT = (1 << 63) - 1
@@ -97,6 +99,7 @@ def process_value(process: ProcessSpec) -> dict[str, object]:
         raise InvalidSpec("args is empty")
     capabilities = process.capabilities
     scheduler = process.scheduler
+    affinity = process.cpu_affinity or CpuAffinity()
     if scheduler is not None and scheduler.policy not in _POLICIES:
         raise InvalidSpec(f"scheduler.policy: {scheduler.policy!r} is not a scheduling policy")
     for flag in scheduler.flags if scheduler else ():
@@ -150,7 +153,9 @@ def process_value(process: ProcessSpec) -> dict[str, object]:
             scheduler.period_ns,
         ],
         "io_priority": io and _IO_CLASSES[io.kind] << 13 | io.priority if io else None,
-        "affinity": _affinity(process.cpu_affinity),
+        "initial_affinity": _affinity(affinity.initial),
+        "affinity": _affinity(affinity.final),
+        "log": log_level(process) >= DEBUG and process.log_fd is not None,
         "memory_policy": _memory_policy(process.memory_policy),
         "personality": _personality(process.personality),
         # never ours: the zygote's is as low as it may be, and a child would inherit it
@@ -204,9 +209,18 @@ def _environment(entries: tuple[str, ...]) -> list[bytes]:
     return [name + b"=" + value for name, value in seen.items()]
 
 
-def _affinity(affinity: CpuAffinity | None) -> list[int]:
-    text = affinity and (affinity.final or affinity.initial)
+def _affinity(text: str | None) -> list[int]:
     return _numbers_of("cpu_affinity", text, "CPUs", _CPU_LIMIT) if text else []
+
+
+def log_level(process: ProcessSpec) -> int:
+    """The level as a number, -1 for none. InvalidSpec for one that is no level."""
+    text = process.log_level.lower()
+    if not text:
+        return -1
+    if text not in _LEVELS and text not in map(str, range(len(_LEVELS))):
+        raise InvalidSpec(f"log_level: {process.log_level!r} is not one of {', '.join(_LEVELS)}, or its number")
+    return int(text) if text.isdigit() else _LEVELS.index(text)
 
 
 def _memory_policy(policy: MemoryPolicy | None) -> list[object] | None:

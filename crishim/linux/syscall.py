@@ -21,6 +21,7 @@ MACHINE = os.uname().machine
 #: numbers that differ between machines: (x86_64, aarch64); 424 and later are the same everywhere
 _BY_MACHINE = {
     "chdir": (80, 49),
+    "close": (3, 57),
     "dup3": (292, 24),
     "getcwd": (79, 17),
     "ioprio_set": (251, 30),

@@ -70,7 +70,10 @@ class IoPriority:
 
 @dataclass(frozen=True, slots=True)
 class CpuAffinity:
-    """CPU lists ("0-3,5") of an exec before and after it joins its cgroup; None resets to all."""
+    """CPU lists ("0-3,5") before and after the process joins its cgroup.
+
+    Without any it may run on all CPUs of its cpuset; `initial` alone is kept as far as the cpuset allows.
+    """
 
     initial: str | None = None
     final: str | None = None
@@ -115,7 +118,11 @@ class ProcessSpec:
     #: descriptor of a connected AF_UNIX socket that receives a pidfd of the process
     pidfd_socket: int | None = None
     init: bool = False
+    #: "error", "debug" or another of logrus' levels, by name or number: what of the set-up is told to `log_fd`, one
+    #: JSON object a line; "" is nothing
     log_level: str = ""
+    #: descriptor of the caller; it stays the caller's, and the process never sees it
+    log_fd: int | None = None
     #: v1 controller name (or "" for all, and for v2) to a path below the container's cgroup
     sub_cgroup_paths: Mapping[str, str] = field(default_factory=dict)
     scheduler: Scheduler | None = None

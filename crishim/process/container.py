@@ -14,7 +14,7 @@ from pathlib import Path
 
 from crishim.cgroups import effects, stats
 from crishim.cgroups.plan import plan as cgroup_plan
-from crishim.errors import InvalidSpec, NotFound, TimedOut, Unavailable, WrongState
+from crishim.errors import InvalidSpec, NotFound, StartFailed, TimedOut, Unavailable, WrongState
 from crishim.executor.client import ExecSpec, Monitor, PodSpec, StartedContainer, check_hooks
 from crishim.model.exit import ExitRecord
 from crishim.model.process import ContainerSpec, Namespace, NamespaceKind, RootFs
@@ -23,7 +23,15 @@ from crishim.model.sandbox import IdMapping
 from crishim.process.engine import cgroup_root, monitor_directories, running_engine
 from crishim.process.events import ContainerEvent, EventKind, Events
 from crishim.process.handle import ExitStatus, Process
-from crishim.process.start import check_exec, exec_status, given_stdio, make_bundle, send_handles, with_defaults
+from crishim.process.start import (
+    check_exec,
+    exec_status,
+    given_stdio,
+    log_failure,
+    make_bundle,
+    send_handles,
+    with_defaults,
+)
 from crishim.process.state import ContainerStatus, State
 from crishim.spec.isolated import isolated_container
 from crishim.spec.resources import changed, merged
@@ -93,6 +101,9 @@ class Container:
                 if self._paused:
                     raise WrongState(f"container {self.spec.id} is paused")
                 running_engine().call(self._start_exec(process))
+        except StartFailed as error:
+            log_failure(process.spec, error)
+            raise
         finally:
             process._release_io()
 
@@ -173,7 +184,7 @@ class Container:
             started.close()
             raise
         process._started = started
-        process._ended = asyncio.ensure_future(exec_status(started))
+        process._ended = asyncio.ensure_future(exec_status(process.spec, started))
         process._ended.add_done_callback(lambda ended: self._exec_ended(started.pid, ended))
         self._tell(ContainerEvent(EventKind.EXEC_STARTED, started.pid))
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import stat
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from crishim.errors import InvalidSpec, Unsupported
+from crishim.errors import InvalidSpec, StartFailed, Unsupported
 from crishim.executor import wire
-from crishim.executor.client import ExecProcess
+from crishim.executor.client import ERROR, ExecProcess, log_level
 from crishim.model.process import Capabilities, ContainerSpec, ProcessSpec
 from crishim.process.handle import ExitStatus, Process
 from crishim.spec.bundle import ROOT, oci_config
@@ -56,9 +57,20 @@ async def send_handles(process: ProcessSpec, started: ExecProcess) -> None:
         wire.hand_over(process.pidfd_socket, started.pidfd, b"setns")
 
 
-async def exec_status(started: ExecProcess) -> ExitStatus:
+def log_failure(process: ProcessSpec, error: StartFailed) -> None:
+    """Tell the process's log why its set-up failed."""
+    if process.log_fd is not None and log_level(process) >= ERROR:
+        with suppress(OSError):
+            os.write(process.log_fd, json.dumps({"level": "error", "msg": str(error)}).encode() + b"\n")
+
+
+async def exec_status(process: ProcessSpec, started: ExecProcess) -> ExitStatus:
+    """How an exec ended; StartFailed when it never reached execve(2)."""
     try:
         ended = await started.wait()
+    except StartFailed as error:
+        log_failure(process, error)
+        raise
     finally:
         started.close()
     return ExitStatus(ended.code, ended.signal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from crishim import Container, Process, ProcessSpec, isolated
+from crishim.cgroups import effects
 from crishim.errors import InvalidSpec, NotFound, StartFailed, Unsupported, WrongState
+from crishim.model.process import CpuAffinity
 from crishim.model.sandbox import IdMapping
-from crishim.process import close_engine
-from tests.support.container import make_busybox_root, read_all, read_line
+from crishim.process import close_engine, open_engine
+from tests.support.container import make_busybox_root, read_all, read_line, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -174,3 +177,69 @@ def test_the_pipes_of_initialize_io_belong_to_the_ids_given(container: Container
     os.close(io.stdin)
     assert (read_all(io.stdout), read_all(io.stderr)) == (b"through\n", b"")
     assert init.wait(20).code == 0
+
+
+@pytest.mark.parametrize("init", [True, False])
+def test_a_log_is_told_of_the_set_up_and_not_seen_by_the_process(container: Container, init: bool) -> None:
+    if not init:
+        container.start(Process(IDLE))
+    ours, theirs = os.pipe()
+    out = os.pipe()
+    script = "ls /proc/self/fd | wc -l"
+    spec = ProcessSpec(args=("sh", "-c", script), log_level="debug", log_fd=theirs, init=init)
+    process = Process(spec, stdout=out[1])
+    container.start(process)
+    for fd in (theirs, out[1]):
+        os.close(fd)
+    lines = [json.loads(line) for line in read_all(ours).splitlines()]
+    assert {line["level"] for line in lines} == {"debug"}
+    told = [line["msg"] for line in lines]
+    assert told[0] == "set dumpable" and told[-1] == "execute sh"
+    assert ("mount filesystem /proc" in told) is init
+    assert read_all(out[0]) == b"4\n", "three, and the directory that ls reads"
+    assert process.wait(20).code == 0
+
+
+@pytest.mark.parametrize("init", [True, False])
+def test_a_log_is_told_why_a_process_could_not_be_started(container: Container, init: bool) -> None:
+    if not init:
+        container.start(Process(IDLE))
+    ours, theirs = os.pipe()
+    process = Process(ProcessSpec(args=("nosuch",), log_level="error", log_fd=theirs, init=init))
+    with pytest.raises(StartFailed):
+        container.start(process)
+        process.wait(20)
+    os.close(theirs)
+    (line,) = read_all(ours).splitlines()
+    assert json.loads(line) == {"level": "error", "msg": 'exec: "nosuch": executable file not found in $PATH'}
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
+@pytest.mark.parametrize("init", [True, False])
+@pytest.mark.parametrize(
+    ("affinity", "allowed"), [(CpuAffinity(initial="0", final="1"), "1"), (CpuAffinity(final="0"), "0")]
+)
+def test_the_final_affinity_is_what_the_process_has(
+    container: Container, init: bool, affinity: CpuAffinity, allowed: str
+) -> None:
+    if not init:
+        container.start(Process(IDLE))
+    out = os.pipe()
+    command = ("grep", "Cpus_allowed_list", "/proc/self/status")
+    process = Process(ProcessSpec(args=command, cpu_affinity=affinity, init=init), stdout=out[1])
+    container.start(process)
+    os.close(out[1])
+    assert read_all(out[0]).split()[1].decode() == allowed
+    assert process.wait(20).code == 0
+    hierarchy = open_engine({}).executor.hierarchy
+    assert effects.is_empty(hierarchy, container.spec.cgroup.path) is init
+
+
+def test_a_process_with_an_initial_affinity_is_in_the_cgroup(container: Container) -> None:
+    container.start(Process(IDLE))
+    sleeper = Process(ProcessSpec(args=("sleep", "1000"), cpu_affinity=CpuAffinity(initial="0")))
+    container.start(sleeper)
+    hierarchy = open_engine({}).executor.hierarchy
+    wait_until(lambda: sleeper.pid in effects.pids(hierarchy, container.spec.cgroup.path))
+    sleeper.signal(signal.SIGKILL)
+    sleeper.wait(20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,16 @@ import pytest
 
 from crishim.executor import child, plan, value
 from crishim.executor.lower import Privileges, lower
-from crishim.model.process import MemoryPolicy, MountSpec, Namespace, NamespaceKind, ProcessSpec, Propagation, User
+from crishim.model.process import (
+    CpuAffinity,
+    MemoryPolicy,
+    MountSpec,
+    Namespace,
+    NamespaceKind,
+    ProcessSpec,
+    Propagation,
+    User,
+)
 from tests.unit.executor.values import CONTAINER, OPENED, PROCESS, container_value
 
 NEWUSER = 0x10000000
@@ -241,6 +251,35 @@ def test_extra_files_are_kept_in_their_order() -> None:
     opened = {**OPENED, b"extra:3": 50, b"extra:4": 51}
     steps = plan.init_steps(container_value(), opened)
     assert ("keep_descriptors", (50, 51)) in steps
+
+
+def test_the_initial_affinity_is_set_before_the_cgroup_is_joined_and_the_final_one_after() -> None:
+    both = CpuAffinity(initial="0", final="1")
+    for steps in (init_of(cpu_affinity=both), exec_(replace(PROCESS, cpu_affinity=both))):
+        order = names(steps)
+        assert steps.index(("set_affinity", (0,))) < order.index("join_cgroup")
+        assert steps.index(("set_affinity", (1,))) > len(order) - 1 - order[::-1].index("join_cgroup")
+    alone = exec_(replace(PROCESS, cpu_affinity=CpuAffinity(initial="0")))
+    assert names(alone).count("set_affinity") == 1 and alone[1] == ("set_affinity", (0,))
+
+
+def test_a_log_is_told_of_every_step_and_closed_before_the_last() -> None:
+    steps = exec_()
+    program = lower(steps, Privileges(0, 0), 100, 50)
+    told = [(index, args) for index, name, args, _ in program if name == "tell"]
+    assert [index for index, _ in told] == list(range(len(steps)))
+    keep = names(steps).index("keep_descriptors")
+    assert {args[0] for index, args in told if index <= keep} == {50}
+    assert {args[0] for index, args in told if index > keep} == {4}
+    assert (keep, "keep_descriptors", ((), 50), 0) in program
+    assert program[-2][2][1] == 4, "closed"
+    assert program[-1][1] == "execute"
+    assert told[-1][1][1] == b'{"level":"debug","msg":"execute prog"}\n'
+
+
+def test_a_line_of_the_log_is_json_whatever_it_is_about() -> None:
+    line = plan.label(("attach", 3, b'/a"b\\c\n\xff', False))
+    assert json.loads(line) == {"level": "debug", "msg": 'attach /a"b\\c\n\ufffd'}
 
 
 def mounting(*mounts: MountSpec) -> list[plan.Step]:

@@ -124,3 +124,22 @@ def test_mount_targets_are_put_into_their_plain_form() -> None:
     mounts = (MountSpec("//etc/./hosts/", source="/x"),)
     (mount,) = value.container_value(replace(CONTAINER, mounts=mounts), V2)["mounts"]  # type: ignore[attr-defined, misc]
     assert mount["target"] == b"/etc/hosts"
+
+
+@pytest.mark.parametrize(("level", "number"), [("", -1), ("debug", 5), ("DEBUG", 5), ("5", 5), ("error", 2), ("0", 0)])
+def test_log_levels_have_names_and_numbers(level: str, number: int) -> None:
+    assert value.log_level(replace(PROCESS, log_level=level)) == number
+
+
+def test_a_log_level_that_is_none_is_refused() -> None:
+    with pytest.raises(InvalidSpec, match="log_level: 'loud' is not one of panic"):
+        value.process_value(replace(PROCESS, log_level="loud"))
+
+
+def test_the_set_up_is_only_logged_at_debug_and_to_somebody() -> None:
+    def logged(level: str, fd: int | None) -> object:
+        return value.process_value(replace(PROCESS, log_level=level, log_fd=fd))["log"]
+
+    assert [logged("debug", 3), logged("trace", 3), logged("info", 3), logged("debug", None)] == [
+        *(True, True, False, False),
+    ]
