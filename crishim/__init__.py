@@ -22,6 +22,7 @@ _LIBRARY = {
     "ContainerSpec": "crishim.model.process",
     "Hook": "crishim.model.hook",
     "Hooks": "crishim.model.hook",
+    "IdMapping": "crishim.model.id_mapping",
     "ProcessSpec": "crishim.model.process",
     "RootFs": "crishim.model.process",
     "User": "crishim.model.process",

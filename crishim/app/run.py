@@ -19,9 +19,11 @@ from crishim.app.terminal import pump, raw_mode, window_size
 from crishim.config import ImagesConfig
 from crishim.errors import InvalidSpec, NotFound
 from crishim.images.users import UserDatabase
+from crishim.model.id_mapping import IdMapping
 from crishim.model.image import ImageConfig
 from crishim.model.process import MountSpec, ProcessSpec, RootFs, User
 from crishim.model.resources import Resources
+from crishim.model.sandbox import NamespaceMode, UserNamespace
 from crishim.process import Container, Engine, Process, isolated
 from crishim.runtime.users import read_users
 from crishim.spec.capabilities import DEFAULT as DEFAULT_CAPABILITIES
@@ -47,6 +49,8 @@ class RunRequest:
     user: str | None = None
     cwd: str | None = None
     memory_bytes: int | None = None
+    #: ids of the host for a user namespace of its own
+    ids: IdMapping | None = None
     root: Path = Path("/var/lib/crishim")
     images: ImagesConfig = ImagesConfig()
 
@@ -65,11 +69,14 @@ def run(request: RunRequest) -> int:
             from crishim.app.run_images import Runs  # a registry client takes longer to load than a process to run
 
             runs = Runs(request.root / "run", request.images, engine)
-            rootfs, config = after.enter_context(runs.rootfs(run_id, request.source))
+            maps = () if request.ids is None else (request.ids,)
+            users = UserNamespace(NamespaceMode.POD, maps, maps) if maps else None
+            rootfs, config = after.enter_context(runs.rootfs(run_id, request.source, users))
         layers = (rootfs.path,) if rootfs.path else rootfs.lowers
-        users = engine.call(read_users(engine.executor, layers, request.source))
-        spec = _process_spec(request, config, users, engine)
-        box = isolated(replace(rootfs, readonly=request.read_only), id=run_id, network=request.network)
+        known = engine.call(read_users(engine.executor, layers, request.source))
+        spec = _process_spec(request, config, known, engine)
+        rootfs = replace(rootfs, readonly=request.read_only)
+        box = isolated(rootfs, id=run_id, network=request.network, ids=request.ids)
         if request.memory_bytes is not None:
             limits = Resources(memory_limit_bytes=request.memory_bytes, memory_swap_limit_bytes=request.memory_bytes)
             box = replace(box, cgroup=replace(box.cgroup, resources=limits))

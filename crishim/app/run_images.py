@@ -21,6 +21,7 @@ from crishim.images.store import ImageStore
 from crishim.images.trees import remove_tree
 from crishim.model.image import Image, ImageConfig
 from crishim.model.process import RootFs
+from crishim.model.sandbox import UserNamespace
 from crishim.process import Engine, cgroup_root, monitor_directories
 
 
@@ -38,14 +39,17 @@ class Runs:
             raise Unavailable(f"--root: {root.parent} cannot be used: {(error.strerror or '').lower()}") from error
 
     @contextmanager
-    def rootfs(self, run_id: str, reference: str) -> Iterator[tuple[RootFs, ImageConfig]]:
-        """The root of an image, pulled when it is missing, with a writable layer that is removed at the end."""
+    def rootfs(self, run_id: str, reference: str, users: UserNamespace | None) -> Iterator[tuple[RootFs, ImageConfig]]:
+        """The root of an image, pulled when it is missing, with a writable layer that is removed at the end.
+
+        users: whose ids own what is written.
+        """
         life = _locked(self._alive / run_id)
         try:
             with self._store() as store:
                 self._sweep(store)
                 image = self._engine.call(_found(store, reference))
-                rootfs = self._engine.call(store.rootfs.prepare(run_id, image))
+                rootfs = self._engine.call(store.rootfs.prepare(run_id, image, users))
             try:
                 yield rootfs, image.config
             finally:

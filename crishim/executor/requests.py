@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from crishim.model.exit import ExitRecord
+from crishim.model.id_mapping import IdMapping
 from crishim.model.process import NamespaceKind, ProcessSpec
-from crishim.model.sandbox import IdMapping
 
 _SHM_BYTES = 64 << 20
 

@@ -9,10 +9,11 @@ from types import MappingProxyType
 
 from crishim.errors import WrongState
 from crishim.model.events import ProcessEvent, ProcessExited, ProcessStarted, TrackLost
+from crishim.model.id_mapping import IdMapping
 from crishim.model.process import Capabilities as Capabilities
 from crishim.model.process import Propagation
 from crishim.model.resources import Resources
-from crishim.model.sandbox import IdMapping, NamespaceOptions, SecurityProfile, SELinuxOptions
+from crishim.model.sandbox import NamespaceOptions, SecurityProfile, SELinuxOptions
 
 
 class ContainerState(enum.Enum):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from crishim.model.hook import Hooks
+from crishim.model.id_mapping import IdMapping
 from crishim.model.resources import Resources
 
 
@@ -153,7 +154,7 @@ class NamespaceKind(enum.Enum):
 class Namespace:
     """A namespace of a container: new when `path` is None, else the one at `path`. Kinds not listed are the host's.
 
-    That of users without a path is the pod's (`PodSpec.uid_mappings`): one container cannot have its own.
+    That of users without a path is the pod's: a library's container is a pod of its own, with the spec's mappings.
     """
 
     kind: NamespaceKind
@@ -270,6 +271,9 @@ class ContainerSpec:
     rootfs: RootFs
     cgroup: CgroupSpec
     namespaces: tuple[Namespace, ...] = ()
+    #: of the new user namespace of a library's container; CRI's are those of the sandbox
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
     mounts: tuple[MountSpec, ...] = ()
     device_nodes: tuple[DeviceNode, ...] = ()
     masked_paths: tuple[str, ...] = ()

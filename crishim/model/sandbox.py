@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from crishim.model.handler import PLAIN, Handler
+from crishim.model.id_mapping import IdMapping
 from crishim.model.resources import Resources
 
 
@@ -32,15 +33,6 @@ class SandboxState(enum.Enum):
 
     READY = 0
     NOTREADY = 1
-
-
-@dataclass(frozen=True, slots=True)
-class IdMapping:
-    """A line of uid_map or gid_map (user_namespaces(7))."""
-
-    container_id: int
-    host_id: int
-    length: int
 
 
 @dataclass(frozen=True, slots=True)

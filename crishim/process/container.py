@@ -17,9 +17,9 @@ from crishim.cgroups.plan import plan as cgroup_plan
 from crishim.errors import InvalidSpec, NotFound, StartFailed, TimedOut, Unavailable, WrongState
 from crishim.executor.client import ExecSpec, Monitor, PodSpec, StartedContainer, check_hooks
 from crishim.model.exit import ExitRecord
+from crishim.model.id_mapping import IdMapping
 from crishim.model.process import ContainerSpec, Namespace, NamespaceKind, RootFs
 from crishim.model.resources import Resources
-from crishim.model.sandbox import IdMapping
 from crishim.process.engine import cgroup_root, monitor_directories, running_engine
 from crishim.process.events import ContainerEvent, EventKind, Events
 from crishim.process.handle import ExitStatus, Process
@@ -40,37 +40,28 @@ _POD_NAMESPACES = (NamespaceKind.NETWORK, NamespaceKind.IPC, NamespaceKind.UTS)
 
 
 def isolated(
-    root: str | os.PathLike[str] | RootFs, *, id: str, hostname: str | None = None, network: str = "none"
+    root: str | os.PathLike[str] | RootFs,
+    *,
+    id: str,
+    hostname: str | None = None,
+    network: str = "none",
+    ids: IdMapping | None = None,
 ) -> ContainerSpec:
     """A container as isolated as runc's default: every namespace its own, default mounts, masks and devices.
 
-    root: a directory that becomes "/", or a `RootFs`; network: "none" (a loopback of its own) or "host".
+    root: a directory that becomes "/", or a `RootFs`; network: "none" (a loopback of its own) or "host"; ids: of the
+    host for a user namespace of its own, as uids and gids, by which the owners in the root are shifted.
     The process comes with `Container.start`.
     """
     rootfs = root if isinstance(root, RootFs) else RootFs(path=os.path.realpath(root))
-    return isolated_container(id, rootfs, f"{cgroup_root()}/{id}", hostname or id[:63], network)
+    return isolated_container(id, rootfs, f"{cgroup_root()}/{id}", hostname or id[:63], network, ids)
 
 
 class Container:
-    """One container: made by the start of its init process, gone after `destroy` (or the end of a `with`).
+    """One container: made by the start of its init process, gone after `destroy` (or the end of a `with`)."""
 
-    uid_mappings, gid_mappings: those of a user namespace of its own, which owns its other namespaces; the root file
-    system is mapped, not changed.
-    """
-
-    def __init__(
-        self,
-        spec: ContainerSpec,
-        *,
-        uid_mappings: tuple[IdMapping, ...] = (),
-        gid_mappings: tuple[IdMapping, ...] = (),
-    ) -> None:
-        if bool(uid_mappings) is not bool(gid_mappings):
-            raise InvalidSpec("uid_mappings, gid_mappings: one is given without the other")
-        if uid_mappings:
-            spec = replace(spec, namespaces=(*spec.namespaces, Namespace(NamespaceKind.USER)))
+    def __init__(self, spec: ContainerSpec) -> None:
         self.spec = spec
-        self._mappings = uid_mappings, gid_mappings
         self._monitor: Monitor | None = None
         self._directory: Path | None = None
         self._init: Process | None = None
@@ -112,6 +103,7 @@ class Container:
             raise InvalidSpec("sub_cgroup_paths: an init process is in the container's cgroup")
         spec = replace(self.spec, process=with_defaults(process.spec))
         check_hooks(spec.hooks)
+        _check_mappings(spec)
         own = {ns.kind for ns in spec.namespaces if ns.path is None}
         engine = running_engine()
         self._directory = Path(tempfile.mkdtemp(prefix=monitor_directories()))
@@ -124,8 +116,8 @@ class Container:
             uts=NamespaceKind.UTS in own,
             hostname=spec.hostname,
             domainname=spec.domainname,
-            uid_mappings=self._mappings[0],
-            gid_mappings=self._mappings[1],
+            uid_mappings=spec.uid_mappings,
+            gid_mappings=spec.gid_mappings,
         )
         try:
             monitor = await engine.executor.start_monitor(spec.id, self._directory, pod)
@@ -310,3 +302,13 @@ def _end_of(pid: int, ended: asyncio.Future[ExitStatus]) -> ContainerEvent:
         return ContainerEvent(EventKind.LOST)
     status = ended.result()
     return ContainerEvent(EventKind.EXITED, pid, status, status.oom_kills)
+
+
+def _check_mappings(spec: ContainerSpec) -> None:
+    """A new user namespace and its mappings go together; InvalidSpec otherwise."""
+    maps = spec.uid_mappings, spec.gid_mappings
+    if Namespace(NamespaceKind.USER) in spec.namespaces:
+        if not all(maps):
+            raise InvalidSpec("uid_mappings: a new user namespace needs both uid_mappings and gid_mappings")
+    elif any(maps):
+        raise InvalidSpec("uid_mappings: they need a new user namespace")

@@ -23,9 +23,10 @@ from crishim.images.demo import build_demo_image
 from crishim.images.store import ImageStore
 from crishim.images.users import UserDatabase
 from crishim.linux.mount import new_mount
+from crishim.model.id_mapping import IdMapping
 from crishim.model.image import Image
 from crishim.model.process import RootFs
-from crishim.model.sandbox import IdMapping, NamespaceMode, UserNamespace
+from crishim.model.sandbox import NamespaceMode, UserNamespace
 from tests.support.layers import archive, directory, symlink
 from tests.support.registry import image_config, sha256
 from tests.support.roles import ForkUnpacker, run_role

@@ -15,8 +15,8 @@ import pytest
 from crishim import Container, Process, ProcessSpec, isolated
 from crishim.cgroups import effects
 from crishim.errors import InvalidSpec, NotFound, StartFailed, Unsupported, WrongState
-from crishim.model.process import CpuAffinity
-from crishim.model.sandbox import IdMapping
+from crishim.model.id_mapping import IdMapping
+from crishim.model.process import CpuAffinity, Namespace, NamespaceKind
 from crishim.process import close_engine, open_engine
 from tests.support.container import make_busybox_root, read_all, read_line, wait_until
 
@@ -145,9 +145,12 @@ def test_the_names_of_the_container_are_set(container: Container) -> None:
 
 def test_a_container_may_have_a_user_namespace_of_its_own(container: Container) -> None:
     maps = (IdMapping(0, 200_000, 65536),)
-    with pytest.raises(InvalidSpec, match="one is given without the other"):
-        Container(container.spec, uid_mappings=maps)
-    with Container(container.spec, uid_mappings=maps, gid_mappings=maps) as mapped:
+    users = (*container.spec.namespaces, Namespace(NamespaceKind.USER))
+    with pytest.raises(InvalidSpec, match="uid_mappings: a new user namespace needs both"):
+        Container(replace(container.spec, namespaces=users, uid_mappings=maps)).start(Process(IDLE))
+    with pytest.raises(InvalidSpec, match="uid_mappings: they need a new user namespace"):
+        Container(replace(container.spec, uid_mappings=maps, gid_mappings=maps)).start(Process(IDLE))
+    with Container(replace(container.spec, namespaces=users, uid_mappings=maps, gid_mappings=maps)) as mapped:
         init = Process(IDLE)
         mapped.start(init)
         reading, writing = os.pipe()

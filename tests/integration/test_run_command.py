@@ -57,6 +57,24 @@ def test_a_process_that_a_signal_ended_has_128_and_its_number(root: Path) -> Non
     assert crishim_run(root, "--", "sh", "-c", "sh -c 'kill -9 $$'; exit $?").returncode == 128 + signal.SIGKILL
 
 
+def test_ids_can_be_mapped(root: Path) -> None:
+    script = "id -u; cat /proc/self/uid_map; stat -c %u /bin; touch /made; ls /sys/class/net"
+    ended = crishim_run(root, "--map-ids", "300000:1000", "--", "sh", "-c", script)
+    assert ended.stdout.split() == [b"0", b"0", b"300000", b"1000", b"0", b"lo"], ended.stderr
+    assert (root / "made").stat().st_uid == 0
+    hosts = crishim_run(
+        root, "--map-ids", "300000", "--network", "host", "--", "sh", "-c", "id -u; ls -d /sys/class/net"
+    )
+    assert hosts.stdout.split() == [b"0", b"/sys/class/net"], hosts.stderr
+
+
+@pytest.mark.parametrize("ids", ["0", "x", "1:x", "1:0", "-1", "1:4294967296", "4294967295"])
+def test_ids_that_cannot_be_mapped_are_named(root: Path, ids: str) -> None:
+    ended = crishim_run(root, f"--map-ids={ids}", "--", "true")
+    assert ended.returncode == 125
+    assert ended.stderr.startswith(b"crishim: --map-ids: "), ended.stderr
+
+
 def test_the_process_is_alone_and_filtered(root: Path) -> None:
     ended = crishim_run(
         root, "--", "sh", "-c", "echo $$; ls /sys/class/net; grep ^Seccomp: /proc/self/status; ls /proc/1/root"

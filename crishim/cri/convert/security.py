@@ -11,8 +11,8 @@ from typing import Final, cast
 from crishim.cri.convert import checks
 from crishim.cri.pb import api_pb2 as pb
 from crishim.errors import InvalidSpec
+from crishim.model.id_mapping import IdMapping
 from crishim.model.sandbox import (
-    IdMapping,
     NamespaceMode,
     NamespaceOptions,
     ProfileType,

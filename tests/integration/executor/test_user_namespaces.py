@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from crishim.errors import StartFailed
+from crishim.model.id_mapping import IdMapping
 from crishim.model.process import Capabilities, DeviceNode, MountSpec, Namespace, NamespaceKind, RootFs, User
-from crishim.model.sandbox import IdMapping
 from tests.support.container import (
     IDLE,
     MOUNTS,

@@ -7,8 +7,8 @@ import signal
 import socket
 from dataclasses import replace
 
-from crishim.model.process import ProcessSpec
-from crishim.model.sandbox import IdMapping
+from crishim.model.id_mapping import IdMapping
+from crishim.model.process import Namespace, NamespaceKind, ProcessSpec
 from crishim.process import Container, Process
 from tests.support.observer import normal
 from tests.support.observer.containers import Observed
@@ -21,7 +21,10 @@ def observe(observed: Observed) -> dict[str, dict[str, str]]:
     seen = {}
     spec = observed.spec
     maps = (IdMapping(0, observed.host_id, COUNT),) if observed.host_id else ()
-    with Container(spec, uid_mappings=maps, gid_mappings=maps) as container:
+    if maps:
+        users = Namespace(NamespaceKind.USER)
+        spec = replace(spec, namespaces=(*spec.namespaces, users), uid_mappings=maps, gid_mappings=maps)
+    with Container(spec) as container:
         init = 0
         for role in ("init", "exec"):
             process, fd = _start(container, replace(spec.process, init=role == "init"))

@@ -16,11 +16,11 @@ from crishim.cri.convert import sandbox as sandboxes
 from crishim.cri.pb import api_pb2 as pb
 from crishim.errors import InvalidSpec
 from crishim.model.container import CapabilityChange
+from crishim.model.id_mapping import IdMapping
 from crishim.model.image import Credentials
 from crishim.model.process import Propagation
 from crishim.model.resources import Resources
 from crishim.model.sandbox import (
-    IdMapping,
     NamespaceMode,
     NamespaceOptions,
     PortMapping,

@@ -9,6 +9,7 @@ import pytest
 from crishim.errors import InvalidSpec
 from crishim.images.users import UserDatabase
 from crishim.model.container import ContainerConfig, ContainerSecurity, Mount
+from crishim.model.id_mapping import IdMapping
 from crishim.model.image import ImageConfig
 from crishim.model.process import (
     ContainerSpec,
@@ -23,7 +24,6 @@ from crishim.model.process import (
 )
 from crishim.model.resources import Resources
 from crishim.model.sandbox import (
-    IdMapping,
     NamespaceMode,
     NamespaceOptions,
     Sandbox,

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crishim.errors import InvalidSpec
+from crishim.model.id_mapping import IdMapping
 from crishim.model.sandbox import (
     Dns,
-    IdMapping,
     NamespaceMode,
     NamespaceOptions,
     SandboxConfig,

@@ -12,11 +12,11 @@ from crishim.model.container import (
     Device,
     Mount,
 )
+from crishim.model.id_mapping import IdMapping
 from crishim.model.process import Propagation
 from crishim.model.resources import Resources
 from crishim.model.sandbox import (
     Dns,
-    IdMapping,
     NamespaceMode,
     NamespaceOptions,
     PortMapping,
