@@ -31,6 +31,7 @@ ROLES = {
     "poststop": "crishim.executor.poststop:run_role",
     "unpack": "crishim.images.roles:unpack",
     "count_layers": "crishim.images.counting:count_layers",
+    "copy_volumes": "crishim.images.volumes:copy_volumes",
     "read_users": "crishim.images.roles:read_users",
     "remove_pin": "crishim.executor.pins:remove_pin",
     "detach_mounts": "crishim.executor.pins:detach_mounts",

@@ -42,6 +42,7 @@ def settings_of(config: Config, cgroups: Cgroups, executor: Executor, apparmor: 
         handlers=config.runtimes,
         default_handler=config.containers.default_runtime_handler,
         make_missing_sources=config.containers.missing_host_path == "create",
+        image_volumes=config.containers.image_volumes,
         rlimits=config.limits.rlimits,
         exec_output_bytes=config.limits.exec_output_bytes,
         seccomp_profile_dir=str(config.containers.seccomp_profile_dir),

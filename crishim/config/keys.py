@@ -107,6 +107,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "limits.rlimits": resource_limits,
         "containers.default_runtime_handler": _HANDLER_NAME,
         "containers.missing_host_path": one_of("create", "reject"),
+        "containers.image_volumes": one_of("bind", "mkdir", "ignore"),
         "containers.seccomp_profile_dir": absolute_path,
         "containers.cdi_dirs": list_of(absolute_path),
         "containers.hook_dirs": list_of(absolute_path),

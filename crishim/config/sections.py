@@ -125,6 +125,8 @@ class ContainersConfig:
 
     #: what a missing host path of a mount becomes: a directory, or an error
     missing_host_path: str = "create"
+    #: what the VOLUME directories of images become: directories beside the container, directories in its root, nothing
+    image_volumes: str = "bind"
     #: the runtime handler of pods whose RuntimeClass names none
     default_runtime_handler: str = RUNTIME
     #: the only directory below which localhost seccomp profiles may lie

@@ -262,6 +262,11 @@ def set_root_propagation(bits: int) -> None:
     os.close(root)
 
 
+def make_directory(path: bytes) -> None:
+    """A directory of the root, made with its parents when it is missing."""
+    os.close(_directory(path))
+
+
 def make_cwd(path: bytes) -> None:
     """The working directory of an image may not exist yet; made inside the jail, before the root turns read-only."""
     try:

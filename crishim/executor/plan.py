@@ -302,6 +302,7 @@ def _finish_root(container: dict[str, object]) -> list[Step]:
     rootfs = container["rootfs"]
     assert isinstance(process, dict) and isinstance(rootfs, dict)
     steps: list[Step] = []
+    steps += [("make_directory", path) for path in container.get("directories", ())]  # type: ignore[attr-defined]
     if process["cwd"]:
         steps.append(("make_cwd", process["cwd"]))
     if any(mount["kind"] == b"tmpfs" and _is_special(mount) for mount in container["mounts"]):  # type: ignore[attr-defined]
@@ -407,6 +408,8 @@ def describe(step: Step, code: int, detail: bytes) -> str:
     if name in ("attach", "attach_shm", "attach_filesystem", "mount_filesystem", "mount_tmpfs", "mount_cgroups"):
         target = next(item for item in step[1:] if isinstance(item, bytes) and item.startswith(b"/"))
         return f'mounting "{target.decode("utf-8", "replace")}": {why.lower()}{text and " (" + text + ")"}'
+    if name == "make_directory":
+        return f'directory "{step[1].decode("utf-8", "replace")}": {why.lower()}'  # type: ignore[attr-defined]
     if name in ("make_cwd", "enter_cwd", "enter_cwd_as_root"):
         path = step[1].decode("utf-8", "replace")  # type: ignore[attr-defined]
         return f'working directory "{path}": {why.lower()}'

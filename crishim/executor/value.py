@@ -89,6 +89,7 @@ def container_value(spec: ContainerSpec, hierarchy: Hierarchy) -> dict[str, obje
         "stdin": spec.stdin,
         "stdin_once": spec.stdin_once,
         "make_missing_sources": spec.make_missing_sources,
+        "directories": [_normal(f"directories[{index}]", path) for index, path in enumerate(spec.directories)],
         "hooks": None,  # `hook_values.py` makes them, of who knows where they run
     }
 

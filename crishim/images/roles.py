@@ -24,10 +24,10 @@ from crishim.linux.process import PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, bounding
 #: bytes of /etc/passwd and of /etc/group that are read; more is an error (CVE-2025-4437, CVE-2026-47262)
 MAX_USER_FILE = 1 << 20
 
-_CHOWN, _DAC_OVERRIDE, _FOWNER, _FSETID, _SYS_ADMIN, _MKNOD, _SETFCAP = 0, 1, 3, 4, 21, 27, 31
+CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SYS_ADMIN, MKNOD, SETFCAP = 0, 1, 3, 4, 21, 27, 31
 #: CAP_SYS_ADMIN only because trusted.overlay.opaque wants it
-_UNPACK_CAPABILITIES = (_CHOWN, _DAC_OVERRIDE, _FOWNER, _FSETID, _SYS_ADMIN, _MKNOD, _SETFCAP)
-_READ_CAPABILITIES = (_DAC_OVERRIDE,)
+_UNPACK_CAPABILITIES = (CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SYS_ADMIN, MKNOD, SETFCAP)
+_READ_CAPABILITIES = (DAC_OVERRIDE,)
 
 Reply = dict[str, Any]
 
@@ -39,7 +39,7 @@ def unpack(request: dict[str, Any], descriptors: list[int]) -> Reply:
     bound the unpacked layer, "module_paths" (list of str) is where the wheels for gzip and zstd are found.
     Reply: "diff_id", "bytes", "inodes", "root_given", "root_opaque".
     """
-    return _replying(lambda: _unpack(request, *descriptors))
+    return replying(lambda: _unpack(request, *descriptors))
 
 
 def read_users(request: dict[str, Any], descriptors: list[int]) -> Reply:
@@ -49,10 +49,11 @@ def read_users(request: dict[str, Any], descriptors: list[int]) -> Reply:
     Reply: "passwd" and "group" (bytes, b"" for a file that is not there), or for a file that cannot be used
     "passwd_error", "group_error": a sentence.
     """
-    return _replying(lambda: _read_users(descriptors[0] if descriptors else _open_layers(request["lowers"])))
+    return replying(lambda: _read_users(descriptors[0] if descriptors else open_layers(request["lowers"])))
 
 
-def _replying(work: Callable[[], Reply]) -> Reply:
+def replying(work: Callable[[], Reply]) -> Reply:
+    """What `work` brings, or its failure as a reply."""
     try:
         return work()
     except CrishimError as error:
@@ -67,7 +68,7 @@ def _replying(work: Callable[[], Reply]) -> Reply:
 def _unpack(request: dict[str, Any], blob: int, directory: int) -> Reply:
     sys.path += [path for path in request["module_paths"] if path not in sys.path]
     stream = LayerStream(blob, request["max_bytes"])  # imports the decompressor, so before "/" is hostile
-    _confine(directory, _UNPACK_CAPABILITIES)
+    confine(directory, _UNPACK_CAPABILITIES)
     applied = apply_entries(stream, request["max_entries"])
     return {
         "diff_id": stream.drain(),
@@ -78,7 +79,7 @@ def _unpack(request: dict[str, Any], blob: int, directory: int) -> Reply:
     }
 
 
-def _confine(root: int, capabilities: tuple[int, ...]) -> None:
+def confine(root: int, capabilities: tuple[int, ...]) -> None:
     """Make `root` the root directory and give up every privilege but `capabilities`; nothing can be imported after."""
     os.umask(0)
     os.fchdir(root)
@@ -101,7 +102,7 @@ def _drop_capabilities(keep: tuple[int, ...]) -> None:
     prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
-def _open_layers(lowers: list[bytes]) -> int:
+def open_layers(lowers: list[bytes]) -> int:
     """The layers as overlayfs stacks them: a detached mount that nobody else sees and that ends with this process."""
     if len(lowers) == 1:
         return os.open(lowers[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

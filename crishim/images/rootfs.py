@@ -66,6 +66,17 @@ class RootFsStore:
             raise InvalidSpec(f"container id {container_id!r} is not a name of letters, digits, '_', '.' and '-'")
         return self._directory / container_id
 
+    def volumes(self, container_id: str) -> Path:
+        """Where the directories for the VOLUMEs of a container's image are; it goes with `release`."""
+        return self.path(container_id) / "volumes"
+
+    def make_volumes(self, container_id: str) -> int:
+        """Make that directory; a descriptor of it, which is the caller's. Blocking."""
+        directory = self.volumes(container_id)
+        with own_files(directory):
+            directory.mkdir(mode=0o700)
+            return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
     def _prepare(
         self, container_id: str, image: Image, users: UserNamespace | None, volumes: Sequence[Image]
     ) -> RootFs:

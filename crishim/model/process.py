@@ -289,6 +289,8 @@ class ContainerSpec:
     stdin_once: bool = False
     #: a missing host source of a bind is made as a directory 0755, as containerd and CRI-O do
     make_missing_sources: bool = True
+    #: made in the root when they are missing, before it may turn read-only
+    directories: tuple[str, ...] = ()
     hooks: Hooks = Hooks()
     #: what hooks are told of the container: its annotations, and a directory with `config.json`
     annotations: Mapping[str, str] = field(default_factory=dict)

@@ -41,7 +41,7 @@ from crishim.runtime.undo import Undo
 from crishim.runtime.units import Units
 from crishim.runtime.users import ImageUsers
 from crishim.runtime.verdict import outcome_of, start_failed
-from crishim.runtime.volumes import reference_of, volume_images, with_digests
+from crishim.runtime.volumes import Volumes, make_volumes, reference_of, volume_images, with_digests
 from crishim.spec.capabilities import capability_sets, default_of
 from crishim.spec.cgroup import container_cgroup
 from crishim.spec.container import Surroundings, all_devices, check_namespaces, container_spec, namespaces_of
@@ -49,6 +49,7 @@ from crishim.spec.facts import HostDevice, PodFiles
 from crishim.spec.process import arguments, localhost_profile, reported_user
 from crishim.spec.resources import changed, merged
 from crishim.spec.stop_signal import stop_signal
+from crishim.spec.volumes import declared_volumes
 from crishim.store.records import ContainerReservation
 from crishim.store.store import Store
 
@@ -133,7 +134,7 @@ class Containers:
         check_namespaces(config, sandbox)
         image = self._images.resolve(config.image)
         arguments(config, image.config)
-        volumes = volume_images(config, self._images)
+        volumes = Volumes(volume_images(config, self._images))
         container_id = secrets.token_hex(32)
         operation.concern(container_id)
         self._store.reserve_container(ContainerReservation(container_id, sandbox.id, config))
@@ -144,7 +145,10 @@ class Containers:
             undo.push("the root file system", lambda: self._removal.discard(sandbox.id, container_id, cgroup))
             operation.enter("create_container.rootfs")
             users = sandbox.config.security.namespaces.own_users
-            rootfs = await self._images.rootfs.prepare(container_id, image, users, tuple(volumes.values()))
+            rootfs = await self._images.rootfs.prepare(container_id, image, users, tuple(volumes.images.values()))
+            if image.config.volumes:
+                idmap = users is not None
+                volumes = await self._with_declared(volumes, container_id, config, image, idmap=idmap)
             reached("create_container.rootfs")
             operation.enter("create_container.spec")
             spec = await self._translate(container_id, config, sandbox, image, rootfs, volumes)
@@ -152,7 +156,7 @@ class Containers:
             reached("create_container.spec")
             operation.enter("create_container.status")
             self._ready_sandbox(sandbox.id)  # it may have been stopped meanwhile
-            self._store.put_container(_container(spec, with_digests(config, volumes), sandbox, image))
+            self._store.put_container(_container(spec, with_digests(config, volumes.images), sandbox, image))
             undo.keep()
         reached("create_container.status")
         return container_id
@@ -166,6 +170,21 @@ class Containers:
     async def _release(self, container_id: str) -> None:
         self._store.release_container(container_id)
 
+    async def _with_declared(
+        self, volumes: Volumes, container_id: str, config: ContainerConfig, image: Image, *, idmap: bool
+    ) -> Volumes:
+        """The volumes with those that the container's own image declares, as the node is configured."""
+        match self._settings.image_volumes:
+            case "bind":
+                mounts = await make_volumes(
+                    container_id, config, image, self._images, self._executor, self._helper, idmap=idmap
+                )
+                return replace(volumes, mounts=mounts)
+            case "mkdir":
+                return replace(volumes, directories=declared_volumes(image.config.volumes, config.mounts))
+            case _:
+                return volumes
+
     async def _translate(
         self,
         container_id: str,
@@ -173,7 +192,7 @@ class Containers:
         sandbox: Sandbox,
         image: Image,
         rootfs: RootFs,
-        volumes: Mapping[int, Image],
+        volumes: Volumes,
     ) -> ContainerSpec:
         await self._check_sources(config)
         users = await self._users.of(image)
@@ -189,7 +208,9 @@ class Containers:
             localhost_filter=await self._localhost_filter(config.security, sandbox.handler),
             make_missing_sources=self._settings.make_missing_sources,
             rlimits=self._settings.rlimits,
-            image_volumes={index: self._images.layer_paths(each) for index, each in volumes.items()},
+            image_volumes={index: self._images.layer_paths(each) for index, each in volumes.images.items()},
+            declared_volumes=volumes.mounts,
+            directories=volumes.directories,
             cgroup_driver=self._settings.cgroup_driver,
         )
         spec = container_spec(container_id, config, sandbox, around)

@@ -70,7 +70,9 @@ class WritableLayers:
         self._counts.pop(container_id, None)
 
     async def _count(self, batch: Sequence[str]) -> None:
-        paths = [os.fsencode(self._rootfs.path(each) / "upper") for each in batch]
+        layers = [os.fsencode(self._rootfs.path(each) / "upper") for each in batch]
+        volumes = [os.fsencode(self._rootfs.volumes(each)) for each in batch]  # most have none, and count as nothing
+        paths = [path for both in zip(layers, volumes) for path in both]
         request = {"paths": paths, "max_entries": _MAX_ENTRIES, "milliseconds": _COUNT_MS}
         began = time.monotonic()
         try:
@@ -82,10 +84,11 @@ class WritableLayers:
         counts = answer["counts"]
         assert isinstance(counts, list)
         took = time.monotonic() - began
-        for container_id, found in zip(batch, counts):
+        for container_id, layer, volume in zip(batch, counts[::2], counts[1::2]):
             usage = None
-            if found is not None:
-                usage = FilesystemUsage(self._mountpoint, found[0], found[1], time.time_ns())
+            if layer is not None:
+                used, inodes = (sum(parts) for parts in zip(layer, volume or (0, 0)))
+                usage = FilesystemUsage(self._mountpoint, used, inodes, time.time_ns())
             # many files: at most a fiftieth of the time goes into counting
             self._counts[container_id] = _Count(usage, began + max(_AT_LEAST_S, took * 50))
 

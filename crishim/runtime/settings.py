@@ -16,6 +16,7 @@ _CHANGEABLE = (
     "handlers",
     "default_handler",
     "make_missing_sources",
+    "image_volumes",
     "rlimits",
     "exec_output_bytes",
     "seccomp_profile_dir",
@@ -46,6 +47,8 @@ class Settings:
     #: runtime handlers by name, and the name of the one that "" is
     handlers: Mapping[str, Handler] = field(default_factory=lambda: {"crishim": PLAIN})
     default_handler: str = "crishim"
+    #: "bind", "mkdir" or "ignore": what the VOLUME directories of images become
+    image_volumes: str = "bind"
     #: a missing source of a bind mount is made as a directory
     make_missing_sources: bool = True
     #: limits of every container that asks for none

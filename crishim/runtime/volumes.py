@@ -1,17 +1,42 @@
-"""What a container mounts of images: image volumes of the request (KEP-4639)."""
+"""What a container mounts of images: image volumes of the request (KEP-4639), and the VOLUME directories of its own.
+
+For each of the latter a directory is made beside the container's writable layer and filled from the image by a confined
+child; it goes with the container.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from crishim.errors import InvalidSpec, NotFound
+from crishim import errors
+from crishim.errors import CrishimError, InvalidSpec, NotFound, Unavailable
 from crishim.images.store import ImageStore
 from crishim.model.container import ContainerConfig, Mount
 from crishim.model.image import Image
+from crishim.model.process import MountSpec
+from crishim.runtime.executor import Executor
+from crishim.runtime.helper import Helper
+from crishim.spec.volumes import declared_volumes, volume_mounts
 
 #: a kubelet finds this word in the error and shows it as the reason of the failure
 _REASON = "ImageVolumeMountFailed"
+#: name of the role that copies; `app.py` gives it to the zygote
+COPY_ROLE = "copy_volumes"
+#: a volume may hold as much as an image
+_COPY_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Volumes:
+    """What a container mounts of images."""
+
+    #: the image of each image volume, by its position among the mounts of the request
+    images: Mapping[int, Image]
+    #: for the VOLUMEs of its own image: mounts, or directories that are made in its root
+    mounts: Sequence[MountSpec] = ()
+    directories: tuple[str, ...] = ()
 
 
 def volume_images(config: ContainerConfig, images: ImageStore) -> dict[int, Image]:
@@ -45,3 +70,43 @@ def _image(index: int, mount: Mount, images: ImageStore) -> Image:
     if not image.chain_ids:
         raise InvalidSpec(f"{where}: image {image.id} has no layers: there is nothing to mount")
     return image
+
+
+async def make_volumes(
+    container_id: str,
+    config: ContainerConfig,
+    image: Image,
+    images: ImageStore,
+    executor: Executor,
+    helper: Helper,
+    *,
+    idmap: bool,
+) -> list[MountSpec]:
+    """Directories with the image's content for what it declares as VOLUME, and their mounts.
+
+    The container's root is prepared. InvalidSpec names a volume that cannot be, Exhausted is a full disk.
+    """
+    paths = declared_volumes(image.config.volumes, config.mounts)
+    if not paths:
+        return []
+    directory = images.rootfs.volumes(container_id)
+    place = await helper.run(images.rootfs.make_volumes, container_id)
+    try:
+        targets = await _copy(executor, images.layer_paths(image), paths, place)
+    finally:
+        os.close(place)
+    pairs = [(str(directory / str(number)), target) for number, target in enumerate(targets)]
+    return volume_mounts(pairs, config.mounts, idmap=idmap)
+
+
+async def _copy(executor: Executor, layers: Sequence[str], paths: Sequence[str], place: int) -> list[str]:
+    """Where the image has the paths, once their content is below the directory `place`."""
+    request = {"lowers": [os.fsencode(layer) for layer in layers], "paths": [os.fsencode(path) for path in paths]}
+    reply = await executor.run_role(COPY_ROLE, request, [place], timeout_s=_COPY_S)
+    if "error" in reply:
+        kind = getattr(errors, str(reply.get("kind")), Unavailable)
+        error = kind if isinstance(kind, type) and issubclass(kind, CrishimError) else Unavailable
+        raise error(f"config.image: {reply['error']}")
+    targets = reply["targets"]
+    assert isinstance(targets, list)
+    return [os.fsdecode(target) for target in targets]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from crishim.errors import InvalidSpec
@@ -14,6 +14,7 @@ from crishim.model.process import (
     ContainerSpec,
     DeviceNode,
     LogTarget,
+    MountSpec,
     Namespace,
     NamespaceKind,
     Rlimit,
@@ -57,6 +58,9 @@ class Surroundings:
     rlimits: tuple[Rlimit, ...] = ()
     #: directories of the image of each image volume, topmost layer first, by its position in `config.mounts`
     image_volumes: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    #: mounts, or directories to make in the root, for what the image declares as VOLUME
+    declared_volumes: Sequence[MountSpec] = ()
+    directories: tuple[str, ...] = ()
     cgroup_driver: CgroupDriver = CgroupDriver.CGROUPFS
 
 
@@ -97,7 +101,12 @@ def container_spec(container_id: str, config: ContainerConfig, sandbox: Sandbox,
         ),
         namespaces=_namespaces(pid_mode, security.privileged, own_users=pod.own_users is not None),
         mounts=container_mounts(
-            config, pod, around.files, layers=around.image_volumes, cgroup_writable=handler.cgroup_writable
+            config,
+            pod,
+            around.files,
+            layers=around.image_volumes,
+            declared=around.declared_volumes,
+            cgroup_writable=handler.cgroup_writable,
         ),
         device_nodes=_nodes(around.devices),
         masked_paths=() if security.privileged else check_paths("masked_paths", security.masked_paths),
@@ -106,6 +115,7 @@ def container_spec(container_id: str, config: ContainerConfig, sandbox: Sandbox,
         stdin=config.stdin,
         stdin_once=config.stdin_once,
         make_missing_sources=around.make_missing_sources,
+        directories=around.directories,
     )
 
 

@@ -26,11 +26,13 @@ def container_mounts(
     files: PodFiles,
     *,
     layers: Mapping[int, tuple[str, ...]] = _NONE,
+    declared: Iterable[MountSpec] = (),
     cgroup_writable: bool = False,
 ) -> tuple[MountSpec, ...]:
     """All mounts below "/". InvalidSpec and Unsupported name the field of the request.
 
     layers: directories of the image of each image volume, by its position among the mounts of the request.
+    declared: what the image declares as VOLUME; every other mount wins over it.
     """
     users = pod.own_users
     asked = [_requested(index, mount, users, layers.get(index, ())) for index, mount in enumerate(config.mounts)]
@@ -43,7 +45,9 @@ def container_mounts(
         )
         if mount.target not in targets and not ("/dev" in targets and mount.target.startswith("/dev/"))
     ]
-    return tuple(sorted([*defaults, *asked], key=lambda mount: mount.target.count("/")))
+    targets |= {mount.target for mount in defaults}
+    volumes = [mount for mount in declared if mount.target not in targets]
+    return tuple(sorted([*defaults, *asked, *volumes], key=lambda mount: mount.target.count("/")))
 
 
 def check_paths(field: str, paths: Iterable[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Roles of `crishim.images.roles` in a process of their own, for tests that have no zygote."""
+"""Roles of `crishim.images` in a process of their own, for tests that have no zygote."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 _CHILD = """
 import ast, sys
 sys.path[:] = ast.literal_eval(sys.argv[1])
-from crishim.images import roles
+from crishim.images import roles, volumes
 request, descriptors, name = ast.literal_eval(sys.stdin.read())
-sys.stdout.write(repr(getattr(roles, name)(request, descriptors)))
+sys.stdout.write(repr((vars(roles) | vars(volumes))[name](request, descriptors)))
 """
 
 

@@ -66,23 +66,32 @@ class FakeRoots:
     def path(self, container_id: str) -> Path:
         return Path("/roots") / container_id
 
+    def volumes(self, container_id: str) -> Path:
+        return self.path(container_id) / "volumes"
+
 
 class FakeExecutor:
-    """Answers the role; a batch with an id of `hangs` times out."""
+    """Answers the role; a batch with an id of `hangs` times out. Only ids of `volumes` have volumes, of 100 bytes."""
 
-    def __init__(self, *hangs: str) -> None:
+    def __init__(self, *hangs: str, volumes: Sequence[str] = ()) -> None:
         self.hangs = hangs
+        self.volumes = volumes
         self.batches: list[list[str]] = []
 
     async def run_role(
         self, role: str, request: Mapping[str, Any], fds: Sequence[int] = (), timeout_s: float = 60.0
     ) -> dict[str, object]:
         assert role == "count_layers"
-        ids = [os.fsdecode(path).split("/")[2] for path in request["paths"]]
+        parts = [os.fsdecode(path).split("/")[2:] for path in request["paths"]]
+        ids = [each for each, kind in parts if kind == "upper"]
         self.batches.append(ids)
         if set(ids) & set(self.hangs):
             raise TimedOut("count_layers did not end")
-        return {"counts": [[len(each), 1] for each in ids]}
+        sizes = {
+            "upper": lambda each: [len(each), 1],
+            "volumes": lambda each: [100, 5] if each in self.volumes else None,
+        }
+        return {"counts": [sizes[kind](each) for each, kind in parts]}
 
 
 def made(executor: FakeExecutor) -> WritableLayers:
@@ -99,6 +108,16 @@ def test_all_are_counted_by_one_child_and_not_again_soon() -> None:
         usage = found.usage("bb")
         assert usage is not None
         assert (usage.mountpoint, usage.used_bytes, usage.inodes_used) == ("/roots", 2, 1)
+
+    asyncio.run(scene())
+
+
+def test_volumes_of_a_container_count_with_its_layer() -> None:
+    async def scene() -> None:
+        found = made(FakeExecutor(volumes=["bb"]))
+        await found.refresh(["a", "bb"])
+        usages = [found.usage(each) for each in ("a", "bb")]
+        assert [(usage.used_bytes, usage.inodes_used) for usage in usages if usage] == [(1, 1), (102, 6)]
 
     asyncio.run(scene())
 
