@@ -12,6 +12,8 @@ import pytest
 from crishim.cri.client import messages as m
 from crishim.errors import InvalidSpec
 from tests.support.faults import pids_of, remove_all, server_with_image
+from tests.support.image_archive import shell_layer, write_layers
+from tests.support.layers import archive, directory, entry
 from tests.support.server import NEEDS_SERVER, Server, container_config, pod_config, wait_until
 
 pytestmark = pytest.mark.skipif(not NEEDS_SERVER, reason="a server needs root, nsenter and ip")
@@ -104,6 +106,29 @@ def test_mounts_of_the_kubelet_are_mapped(server: Server, tmp_path: Path) -> Non
     found = started(server, pod(server), made)
     assert server.sh(found, "stat -c %u:%g /volume; touch /volume/new").split() == ["5:6"]
     assert (volume / "new").stat().st_uid == 0
+
+
+def test_volumes_of_images_are_mapped_and_on_the_disk_belong_to_the_images_owners(
+    server: Server, tmp_path: Path
+) -> None:
+    owned = [directory("data", uid=5, gid=6), (entry("data/file", uid=7), b"read\n")]
+    layers = [shell_layer({}, {}), archive(owned), archive([("more", b"")])]
+    path = write_layers(tmp_path / "i.tar", "crishim.local/owned:1", layers, {"Volumes": {"/data": {}, "/new": {}}})
+    server.client.load(str(path))
+    image = m.ImageSpec(image="crishim.local/owned:1")
+    mapping = users().uids
+    volumes = [
+        m.Mount(container_path="/image", image=image, readonly=True, uidMappings=mapping, gidMappings=mapping),
+        m.Mount(container_path="/part", image=image, readonly=True, image_sub_path="data"),
+    ]
+    volumes[1].uidMappings.extend(mapping)
+    volumes[1].gidMappings.extend(mapping)
+    found = started(server, pod(server), container(image=image, mounts=volumes))
+    stat = "stat -c %u:%g /data /data/file /new /image/data/file /part /part/file"
+    assert server.sh(found, stat).split() == ["5:6", "7:0", "0:0", "7:0", "5:6", "7:0"]
+    server.sh(found, "touch /data/made /new/made; chown 9 /new/made")
+    made = server.root / "containers" / found / "volumes"
+    assert [(made / name).stat().st_uid for name in ("0/made", "1/made", "0/file")] == [0, 9, 7]
 
 
 def test_a_shared_pid_namespace_and_the_hosts_network(server: Server) -> None:

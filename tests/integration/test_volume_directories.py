@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import pytest
 
 from crishim.cri.client import messages as m
 from crishim.errors import InvalidSpec
-from tests.support.image_archive import write_image, write_layers
+from tests.support.image_archive import shell_layer, write_layers
 from tests.support.layers import archive, directory, entry, hardlink, symlink
 from tests.support.server import NEEDS_SERVER, Server, container_config, wait_until
 
@@ -38,21 +36,9 @@ def pod(server: Server) -> tuple[str, Any]:
     return server.run_pod("shared")
 
 
-def base_layer(tmp_path: Path) -> bytes:
-    """The layer of the shell that the tests run."""
-    path = write_image(tmp_path / "base.tar", "crishim.local/base:1")
-    with tarfile.open(path) as tar:
-        manifest = tar.extractfile("manifest.json")
-        assert manifest is not None
-        (name,) = json.load(manifest)[0]["Layers"]
-        layer = tar.extractfile(name)
-        assert layer is not None
-        return layer.read()
-
-
 def load(server: Server, tmp_path: Path, name: str, members: Any, *volumes: str) -> str:
     config = {"Env": ["PATH=/bin"], "Volumes": {volume: {} for volume in volumes}}
-    layers = [base_layer(tmp_path), archive(members)]
+    layers = [shell_layer({}, {}), archive(members)]
     path = write_layers(tmp_path / f"{name}.tar", f"crishim.local/{name}:1", layers, config)
     server.client.load(str(path))
     return f"crishim.local/{name}:1"

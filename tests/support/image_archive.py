@@ -34,7 +34,7 @@ def write_image(
     the OCI image config's "config" object, by default a shell that sleeps for ever.
     """
     settings = {"Env": ["PATH=/bin:/usr/bin"], "Cmd": ["/bin/sleep", "infinity"]} | config
-    return write_layers(path, name, [_layer(files or {}, links or {})], settings)
+    return write_layers(path, name, [shell_layer(files or {}, links or {})], settings)
 
 
 def write_layers(path: Path, name: str, layers: Sequence[bytes], config: Mapping[str, Any] | None = None) -> Path:
@@ -71,14 +71,15 @@ def write_layers(path: Path, name: str, layers: Sequence[bytes], config: Mapping
 
 def write_rootfs(directory: Path) -> Path:
     """Lays the same files out in a directory, for what needs a root and no image."""
-    with tarfile.open(fileobj=io.BytesIO(_layer({}, {}))) as layer:
+    with tarfile.open(fileobj=io.BytesIO(shell_layer({}, {}))) as layer:
         layer.extractall(directory, filter="fully_trusted")
     for name in ("dev", "proc", "sys"):
         (directory / name).mkdir()
     return directory
 
 
-def _layer(files: Mapping[str, bytes], links: Mapping[str, str]) -> bytes:
+def shell_layer(files: Mapping[str, bytes], links: Mapping[str, str]) -> bytes:
+    """The layer with the shell; `files` and `links` as for `write_image`."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, mode in (("bin", 0o755), ("etc", 0o755), ("root", 0o700), ("tmp", 0o1777), ("var", 0o755)):
