@@ -45,6 +45,7 @@ from crishim.runtime.helper import Helper
 from crishim.runtime.images import Images
 from crishim.runtime.layers import WritableLayers
 from crishim.runtime.live import Live
+from crishim.runtime.monitors import Monitors
 from crishim.runtime.node import Node
 from crishim.runtime.operations import Locks, Operations
 from crishim.runtime.places import Places
@@ -127,6 +128,7 @@ class Server:
                 images=self._image_cases,
                 stories=self._stories,
                 garbage=self._garbage,
+                monitors=Monitors(self._live, self._helper),
                 node=self._node,
                 listing=self._listing,
                 guard=guard,

@@ -67,6 +67,10 @@ class Client:
         request = control_pb2.CollectGarbageRequest(dry_run=dry_run)
         return str(self._call(self._control.CollectGarbage, request, timeout_s).report)
 
+    def monitors(self, timeout_s: float | None = 30.0) -> Any:
+        """Monitors of pods, as the processes that they are; Unsupported when the server is too old to tell."""
+        return self._call(self._control.Monitors, control_pb2.MonitorsRequest(), timeout_s).monitors
+
     def stream(self, method: str, request: object, timeout_s: float | None = 120.0) -> Iterator[Any]:
         """Messages of a streaming call of RuntimeService, which the server has taken at return."""
         call = getattr(self._runtime, method)(request, timeout=timeout_s)

@@ -19,7 +19,19 @@ from crishim.cri.node import NodeMethods
 from crishim.cri.pb import api_pb2, control_pb2
 from crishim.cri.sandboxes import SandboxMethods
 from crishim.cri.stats import StatsMethods
-from crishim.cri.use_cases import Containers, Events, Execs, Garbage, Images, Node, Sandboxes, Stats, Stories, Streaming
+from crishim.cri.use_cases import (
+    Containers,
+    Events,
+    Execs,
+    Garbage,
+    Images,
+    Monitors,
+    Node,
+    Sandboxes,
+    Stats,
+    Stories,
+    Streaming,
+)
 
 
 def services(
@@ -32,6 +44,7 @@ def services(
     images: Images,
     stories: Stories,
     garbage: Garbage,
+    monitors: Monitors,
     node: Node,
     listing: Listing,
     guard: Guard,
@@ -57,6 +70,8 @@ def services(
         service_handler(by_name["RuntimeService"], runtime, guard),
         service_handler(by_name["ImageService"], [ImageMethods(images, listing)], guard),
         service_handler(
-            control_pb2.DESCRIPTOR.services_by_name["Control"], [ControlMethods(images, stories, garbage)], guard
+            control_pb2.DESCRIPTOR.services_by_name["Control"],
+            [ControlMethods(images, stories, garbage, monitors)],
+            guard,
         ),
     )

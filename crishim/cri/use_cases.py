@@ -18,7 +18,7 @@ from crishim.model.image import Credentials, FilesystemUsage, Image
 from crishim.model.leftover import GarbageReport
 from crishim.model.life import LifeEvent
 from crishim.model.metric import MetricDescriptor, SandboxMetrics
-from crishim.model.node import CgroupDriver, NodeStatus
+from crishim.model.node import CgroupDriver, MonitorProcess, NodeStatus
 from crishim.model.resources import Resources
 from crishim.model.sandbox import Sandbox, SandboxConfig
 from crishim.model.stats import ContainerSample, SandboxSample
@@ -174,6 +174,14 @@ class Garbage(Protocol):
 
     async def check(self, *, dry_run: bool) -> GarbageReport:
         """Look now, and free it unless it is a dry run."""
+        ...
+
+
+class Monitors(Protocol):
+    """The processes that watch over pods."""
+
+    async def list(self) -> Sequence[MonitorProcess]:
+        """Those that the server is connected to, the oldest first."""
         ...
 
 

@@ -197,13 +197,13 @@ class Executor:
                 wire.START_MONITOR, sandbox_id.encode(), pod.to_value(), [theirs.fileno(), place]
             )
             monitor.pidfd = answer.fds[0]
-            monitor.pid = int(answer.body["pid"])  # type: ignore[call-overload]
             theirs.close()
             message = await first_message(ours)
             if message is None or message.kind == wire.ERROR:
                 text = "the monitor died" if message is None else message.body.get("message", "refused")
                 raise StartFailed(str(text))
             monitor.connect(ours)
+            monitor.take_about(message.body)
             return monitor
         except BaseException:
             ours.close()
@@ -214,7 +214,10 @@ class Executor:
             os.close(place)
 
     async def adopt_monitor(self, sandbox_id: str, directory: Path) -> Monitor:
-        """Connect to a monitor that outlived its server; NotFound when there is no socket or nobody behind it."""
+        """Connect to a monitor that outlived its server; NotFound when there is no socket or nobody behind it.
+
+        Unsupported when it speaks a version that we do not: it must be left to a server that does.
+        """
         sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK)
         try:
             place = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -226,7 +229,7 @@ class Executor:
             sock.close()
             raise NotFound(f"sandbox {sandbox_id} has no monitor: {error.strerror}") from None
         monitor = Monitor(sandbox_id, directory, self.hierarchy, self._home)
-        monitor.connect(sock)
+        monitor.connect(sock, wire.ACCEPTED_VERSIONS[0])
         try:
             await monitor.refresh()
         except BaseException:  # it does not answer, or nobody waits any more

@@ -11,7 +11,7 @@ from _socket import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from crishim.errors import StartFailed, Unavailable
+from crishim.errors import CrishimError, StartFailed, Unavailable, Unsupported
 from crishim.executor import wire
 
 #: how long a cancelled caller waits for the answer to what it began; later ones are still taken, by `on_late`
@@ -30,6 +30,9 @@ class Connection:
         #: what to do with the answer of a request whose caller was cancelled
         self._late: dict[int, Callable[[wire.Message], None]] = {}
         self._seq = 0
+        #: of the messages that are sent
+        self.version = wire.VERSION
+        self._why_lost: CrishimError = Unavailable("the process that should answer is gone")
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._readable)
         self.lost = False
@@ -50,6 +53,8 @@ class Connection:
     ) -> wire.Message:
         """The OK answer; StartFailed with the peer's sentence for an ERROR; Unavailable when the peer is gone.
 
+        Unsupported when the peer speaks a version that we do not.
+
         on_late: given the answer when the caller was cancelled, to undo what was done; its descriptors are closed in
         any case. A caller that gives one hears of its cancellation only when the answer is there: what its request
         begins has begun by then, and can be ended.
@@ -57,7 +62,7 @@ class Connection:
         seq = seq or self.next_seq()
         future: asyncio.Future[wire.Message] = self._loop.create_future()
         if self.lost:
-            raise Unavailable("the process that should answer is gone")
+            raise self._why_lost
         self._waiting[seq] = future
         try:
             await self._send(kind, seq, sandbox_id, body, fds)
@@ -97,7 +102,7 @@ class Connection:
     async def _send(self, kind: int, seq: int, sandbox_id: bytes, body: dict[str, object], fds: Sequence[int]) -> None:
         while True:
             try:
-                wire.send(self._sock, kind, seq, sandbox_id, body, list(fds))
+                wire.send(self._sock, kind, seq, sandbox_id, body, list(fds), self.version)
                 return
             except BlockingIOError:  # the peer's queue is full
                 await self._until_writable()
@@ -119,6 +124,9 @@ class Connection:
                 message = wire.receive(self._sock)
             except BlockingIOError:
                 return
+            except wire.VersionError as error:
+                self._why_lost = Unsupported(str(error))
+                message = None
             except (OSError, wire.WireError):
                 message = None
             if message is None:
@@ -139,7 +147,7 @@ class Connection:
         self._on_lost()
 
     def close(self) -> None:
-        """Stop; whoever waits gets Unavailable."""
+        """Stop; whoever waits gets Unavailable, or Unsupported when that is why."""
         if self.lost:
             return
         self.lost = True
@@ -147,7 +155,7 @@ class Connection:
         self._sock.close()
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(Unavailable("the process that should answer is gone"))
+                future.set_exception(self._why_lost)
 
 
 def reap_later(pid: int) -> None:

@@ -13,6 +13,7 @@ import time
 from _signal import pidfd_send_signal
 from _socket import AF_UNIX, SO_PEERCRED, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, SOL_SOCKET, SOMAXCONN, socket
 
+import crishim
 from crishim.cgroups import effects
 from crishim.cgroups.hierarchy import Hierarchy
 from crishim.executor import podinit, records, starter, userns, wire
@@ -61,6 +62,9 @@ class Monitor:
         self.poststops = Poststops(self)
         self._listener: socket | None = None
         self._connections: list[socket] = []
+        #: the version that the server of a connection spoke last; it is answered in it
+        self._versions: dict[socket, int] = {}
+        self._began_at_ns = time.time_ns()
 
     # -- set-up --------------------------------------------------------------------------------------------------------
 
@@ -137,6 +141,7 @@ class Monitor:
     def _drop(self, connection: socket) -> None:
         self.loop.forget(connection.fileno())
         self._connections.remove(connection)
+        self._versions.pop(connection, None)
         connection.close()
 
     # -- requests ------------------------------------------------------------------------------------------------------
@@ -144,11 +149,15 @@ class Monitor:
     def _receive(self, connection: socket) -> None:
         try:
             message = wire.receive(connection)
+        except wire.VersionError as error:  # our version is in the answer, so it tells a server what to do about us
+            self._reply(connection, wire.ERROR, 0, {"message": str(error)})
+            message = None
         except (OSError, wire.WireError):
             message = None
         if message is None:
             self._drop(connection)
             return
+        self._versions[connection] = message.version
         if self.poststops.must_wait(message):
             self.poststops.defer(connection, message)
         else:
@@ -218,9 +227,13 @@ class Monitor:
         if connection not in self._connections:
             return
         try:
-            wire.send(connection, kind, seq, self.sandbox_id, body, fds or [])
+            self._send(connection, kind, seq, body, fds)
         except OSError:
             self._drop(connection)
+
+    def _send(self, connection: socket, kind: int, seq: int, body: dict[str, object], fds: list[int] | None) -> None:
+        version = self._versions.get(connection, wire.VERSION)
+        wire.send(connection, kind, seq, self.sandbox_id, body, fds or [], version)
 
     def _start(self, connection: socket, message: Message) -> None:
         """Clone a starter; its answer comes through the loop, so that nothing here waits for a host path."""
@@ -344,11 +357,16 @@ class Monitor:
                 entry["pidfd"] = len(fds)
                 fds.append(init.pidfd)
             entries.append(entry)
+        return {**self.about(), "containers": entries, "pod_init_died": self._pod_init_is_dead}, fds
+
+    def about(self) -> dict[str, object]:
+        """What a server is told of us first."""
         return {
             "pid": os.getpid(),
-            "containers": entries,
-            "pod_init_died": self._pod_init_is_dead,
-        }, fds
+            "version": crishim.__version__,
+            "wire_version": wire.VERSION,
+            "began_at_ns": self._began_at_ns,
+        }
 
     def _stop(self) -> None:
         """End, when no container runs: the server stops them first."""
@@ -444,7 +462,7 @@ class Monitor:
         if not self._connections:
             return
         try:
-            wire.send(self._connections[-1], kind, 0, self.sandbox_id, body, fds or [])
+            self._send(self._connections[-1], kind, 0, body, fds)
         except OSError:  # the server is gone or does not read: it will find the record
             self._drop(self._connections[-1])
 

@@ -96,6 +96,10 @@ class Monitor:
         self.sandbox_id = sandbox_id
         self.pid = 0
         self.pidfd = -1
+        #: of the crishim that started it, "" until it has told
+        self.version = ""
+        self.wire_version = 0
+        self.began_at_ns = 0
         self.containers: dict[str, MonitoredContainer] = {}
         self.pod_init_died = False
         #: called with each exit record, after the monitor has written it
@@ -113,9 +117,10 @@ class Monitor:
         self._id = sandbox_id.encode()
         self._stopped = False
 
-    def connect(self, sock: socket) -> None:
-        """Serve this socket on the running loop."""
+    def connect(self, sock: socket, version: int = wire.VERSION) -> None:
+        """Serve this socket on the running loop, in `version` until the monitor has told its own."""
         self._connection = Connection(sock, self._event, self._gone)
+        self._connection.version = version
 
     def _event(self, message: wire.Message) -> None:
         if message.kind == wire.EVENT_CONTAINER_STARTED:
@@ -210,12 +215,21 @@ class Monitor:
         """Ask what the monitor holds and fill `containers`, `pid` and `pod_init_died`."""
         message = await self._request(wire.STATE, {})
         body = message.body
-        self.pid = int(body["pid"])  # type: ignore[call-overload]
+        self.take_about(body)
         self.containers = {}
         for entry in body["containers"]:  # type: ignore[attr-defined]
             container = _monitored(entry, message.fds[entry["pidfd"]] if "pidfd" in entry else None)
             self.containers[container.id] = container
         self.pod_init_died = bool(body["pod_init_died"])
+
+    def take_about(self, body: Mapping[str, Any]) -> None:
+        """What a monitor tells of itself; from now on it is spoken to in the version that both know."""
+        self.pid = int(body["pid"])
+        self.version = str(body.get("version", ""))
+        self.wire_version = int(body.get("wire_version", 0))
+        self.began_at_ns = int(body.get("began_at_ns", 0))
+        if self._connection is not None and self.wire_version:
+            self._connection.version = min(wire.VERSION, self.wire_version)
 
     async def stop(self) -> None:
         """End the monitor; StartFailed when a container still runs. One that is gone is fine."""

@@ -3,6 +3,13 @@
 A message is a header (magic, version, kind, flags, sequence number, length of the sandbox id, length of the body), the
 sandbox id and a body. A body is one value: None, bool, int, bytes, str, list or dict, encoded by tag and length, so a
 receiver never runs what a peer sent. Bodies over 64 KiB travel as a sealed memfd, the last descriptor of the message.
+
+Versions. Monitors live as long as their pods, so a server meets older ones, and after a downgrade newer ones. Within a
+version bodies only grow: a receiver takes what it knows, a field that came later has a default for peers that do not
+send it, a request that is not known is answered by ERROR. Whatever an old peer would misunderstand makes a new version.
+A server opens a conversation in the oldest version that it accepts, STATE tells it that of the monitor, and both go on
+in the lower one; a monitor answers in the version it was asked in. What lies outside ACCEPTED_VERSIONS ends the
+conversation and nothing else. `tests/wire` has conversations of each version, replayed against either side.
 """
 
 from __future__ import annotations
@@ -27,7 +34,7 @@ from _socket import (
 
 MAGIC = b"CRIx"
 VERSION = 1
-#: versions of a peer that this code understands: this one and those of the last two minor releases
+#: versions of a peer that this code understands, ascending: this one and those of the last two minor releases
 ACCEPTED_VERSIONS = (1,)
 
 # Kinds. Requests are answered by OK or ERROR with the same sequence number; events have sequence number 0.
@@ -75,17 +82,29 @@ class WireError(Exception):
     """A message that this version does not understand; the connection is closed."""
 
 
+class VersionError(WireError):
+    """The peer speaks a version that this code does not know."""
+
+    def __init__(self, version: int) -> None:
+        known = ", ".join(str(each) for each in ACCEPTED_VERSIONS)
+        super().__init__(f"version {version} of the messages is not understood, only {known}")
+        self.version = version
+
+
 class Message:
     """One received message; the receiver owns `fds`."""
 
-    __slots__ = ("body", "fds", "kind", "sandbox_id", "seq")
+    __slots__ = ("body", "fds", "kind", "sandbox_id", "seq", "version")
 
-    def __init__(self, kind: int, seq: int, sandbox_id: bytes, body: dict[str, object], fds: list[int]) -> None:
+    def __init__(
+        self, kind: int, seq: int, sandbox_id: bytes, body: dict[str, object], fds: list[int], version: int = VERSION
+    ) -> None:
         self.kind = kind
         self.seq = seq
         self.sandbox_id = sandbox_id
         self.body = body
         self.fds = fds
+        self.version = version
 
     def close(self) -> None:
         """Close the descriptors that came along and were not taken out of `fds`."""
@@ -182,7 +201,13 @@ def _decode(data: bytes, at: int, depth: int) -> tuple[Value, int]:
 
 
 def send(
-    sock: socket, kind: int, seq: int, sandbox_id: bytes, body: dict[str, object], fds: list[int] | tuple[int, ...] = ()
+    sock: socket,
+    kind: int,
+    seq: int,
+    sandbox_id: bytes,
+    body: dict[str, object],
+    fds: list[int] | tuple[int, ...] = (),
+    version: int = VERSION,
 ) -> None:
     """Send one message; the descriptors stay the caller's. OSError when the peer is gone or its queue is full."""
     payload = encode(body)
@@ -196,7 +221,7 @@ def send(
             flags = _FLAG_BODY_IN_MEMFD
         if len(fds) > MAX_DESCRIPTORS:
             raise WireError(f"{len(fds)} descriptors in one message")
-        header = _HEADER.pack(MAGIC, VERSION, kind, flags, len(sandbox_id), seq, len(payload))
+        header = _HEADER.pack(MAGIC, version, kind, flags, len(sandbox_id), seq, len(payload))
         ancillary = [(SOL_SOCKET, SCM_RIGHTS, array.array("i", fds))] if fds else []
         sock.sendmsg([header, sandbox_id, payload], ancillary, MSG_NOSIGNAL)
     finally:
@@ -216,8 +241,8 @@ def _sealed(payload: bytes) -> int:
 def receive(sock: socket) -> Message | None:
     """The next message, None at the end of the stream; BlockingIOError when the socket does not block and is empty.
 
-    A message that is truncated, of a version outside ACCEPTED_VERSIONS or malformed raises WireError, and the
-    descriptors that came with it are closed.
+    A message that is truncated or malformed raises WireError, one of a version outside ACCEPTED_VERSIONS VersionError,
+    and the descriptors that came with it are closed.
     """
     data, ancillary, flags, _ = sock.recvmsg(_RECEIVE_BYTES, 4096, MSG_CMSG_CLOEXEC)
     fds: list[int] = []
@@ -242,8 +267,10 @@ def _parse(data: bytes, flags: int, fds: list[int]) -> Message:
     if len(data) < _HEADER.size:
         raise WireError(f"message of {len(data)} bytes")
     magic, version, kind, own_flags, id_length, seq, length = _HEADER.unpack_from(data)
-    if magic != MAGIC or version not in ACCEPTED_VERSIONS:
-        raise WireError(f"magic {magic!r} version {version} is not understood")
+    if magic != MAGIC:
+        raise WireError(f"magic {magic!r} is not understood")
+    if version not in ACCEPTED_VERSIONS:
+        raise VersionError(version)
     start = _HEADER.size + id_length
     sandbox_id = data[_HEADER.size : start]
     payload = data[start:]
@@ -257,7 +284,7 @@ def _parse(data: bytes, flags: int, fds: list[int]) -> Message:
     body = decode(payload)
     if not isinstance(body, dict):
         raise WireError("body is not a mapping")
-    return Message(kind, seq, sandbox_id, body, fds)
+    return Message(kind, seq, sandbox_id, body, fds, version)
 
 
 def _read_body(fd: int) -> bytes:

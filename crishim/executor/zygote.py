@@ -171,7 +171,7 @@ class Zygote:
             text = f"setting the pod up: {os.strerror(error.errno or 0).lower()}{where}"
             wire.send(connection, wire.ERROR, 0, message.sandbox_id, {"message": text})
             return
-        wire.send(connection, wire.OK, 0, message.sandbox_id, {"pid": os.getpid()})
+        wire.send(connection, wire.OK, 0, message.sandbox_id, monitor.about())
         monitor.serve(connection)
         monitor.loop.run()
 

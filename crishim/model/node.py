@@ -51,3 +51,15 @@ class NodeStatus:
     features: NodeFeatures = NodeFeatures()
     #: only when verbose; values are JSON texts. "config" holds an object with `stateDir` (critest reads it)
     info: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorProcess:
+    """The monitor of a pod. version: of the crishim that started it; memory_bytes: its own, None when not known."""
+
+    sandbox_id: str
+    pid: int
+    version: str
+    wire_version: int
+    began_at_ns: int
+    memory_bytes: int | None

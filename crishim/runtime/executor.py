@@ -20,6 +20,10 @@ class Monitor(Protocol):
     pid: int
     #: -1 when it is not known
     pidfd: int
+    #: of the crishim that started it
+    version: str
+    wire_version: int
+    began_at_ns: int
     containers: dict[str, MonitoredContainer]
     on_exit: Callable[[ExitRecord], None]
     on_started: Callable[[MonitoredContainer], None]

@@ -39,7 +39,8 @@ class Live:
     def __init__(self) -> None:
         self._monitors: dict[str, Monitor] = {}
         self._containers: dict[str, LiveContainer] = {}
-        #: sandboxes whose monitor exists but has not answered since the server started: they stay as they are
+        #: sandboxes whose monitor exists but has not answered since the server started, or not in a way that is known:
+        #: they stay as they are
         self.silent: set[str] = set()
 
     def add_monitor(self, monitor: Monitor) -> None:

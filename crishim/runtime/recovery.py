@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from crishim.cgroups import effects
-from crishim.errors import CrishimError, NotFound
+from crishim.errors import CrishimError, NotFound, Unsupported
 from crishim.executor.client import MonitoredContainer
 from crishim.model.container import ContainerState
 from crishim.model.sandbox import SandboxState
@@ -115,6 +115,12 @@ class Recovery:
             self._live.silent.add(sandbox_id)
             logger.error("%s; its pod is left as it is until it does", error)
             self._operations.spawn(self._adopt_late(directory), f"adoption of {sandbox_id}")
+        except Unsupported as error:
+            self._live.silent.add(sandbox_id)
+            logger.error(
+                "the monitor of sandbox %s is of another crishim: %s; its pod is left as it is, for a server that"
+                " understands it", sandbox_id, error,
+            )  # fmt: skip
         except CrishimError as error:
             logger.error("the monitor of sandbox %s cannot be adopted: %s", sandbox_id, error)
             await end_listener(directory)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from crishim import __version__ as crishim_version
+from crishim.executor import wire
 from crishim.images.demo import build_demo_image
 from tests.support.server import NEEDS_SERVER, Server
 
@@ -49,6 +51,14 @@ def test_pods_and_containers_are_listed(server: Server) -> None:
     container = server.started(sandbox, pod)
     found = json.loads(crishim(server, "ps", "--json").stdout)
     assert [each["id"] for each in found["pods"]] == [sandbox]
+    (monitor,) = server.monitors()
+    told = found["pods"][0]["monitor"]
+    assert (told["pid"], told["version"], told["wire_version"]) == (monitor, crishim_version, wire.VERSION)
+    assert 100_000 < told["memory_bytes"] < 32 << 20
+    header, line = crishim(server, "ps", "--monitors").stdout.splitlines()
+    assert header.split() == ["POD", "POD", "ID", "PID", "VERSION", "WIRE", "AGE", "MEMORY"]
+    assert line.split()[2:5] == [str(monitor), crishim_version, str(wire.VERSION)]
+    assert crishim(server, "ps").stdout.splitlines()[1].split()[-1] == crishim_version
     assert [(each["id"], each["state"]) for each in found["containers"]] == [(container, "RUNNING")]
     server.stop(container, timeout=0)
     assert json.loads(crishim(server, "ps", "--json").stdout)["containers"] == []

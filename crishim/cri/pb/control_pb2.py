@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63rishim/cri/pb/control.proto\x12\ncrishim.v1\"\x1b\n\x0bLoadRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"7\n\x0cLoadResponse\x12\'\n\x06images\x18\x01 \x03(\x0b\x32\x17.crishim.v1.LoadedImage\",\n\x0bLoadedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\trepo_tags\x18\x02 \x03(\t\"\x18\n\nWhyRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1c\n\x0bWhyResponse\x12\r\n\x05story\x18\x01 \x01(\t\"(\n\x15\x43ollectGarbageRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\"(\n\x16\x43ollectGarbageResponse\x12\x0e\n\x06report\x18\x01 \x01(\t2\xd5\x01\n\x07\x43ontrol\x12\x39\n\x04Load\x12\x17.crishim.v1.LoadRequest\x1a\x18.crishim.v1.LoadResponse\x12\x36\n\x03Why\x12\x16.crishim.v1.WhyRequest\x1a\x17.crishim.v1.WhyResponse\x12W\n\x0e\x43ollectGarbage\x12!.crishim.v1.CollectGarbageRequest\x1a\".crishim.v1.CollectGarbageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63rishim/cri/pb/control.proto\x12\ncrishim.v1\"\x1b\n\x0bLoadRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"7\n\x0cLoadResponse\x12\'\n\x06images\x18\x01 \x03(\x0b\x32\x17.crishim.v1.LoadedImage\",\n\x0bLoadedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\trepo_tags\x18\x02 \x03(\t\"\x18\n\nWhyRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1c\n\x0bWhyResponse\x12\r\n\x05story\x18\x01 \x01(\t\"(\n\x15\x43ollectGarbageRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\"(\n\x16\x43ollectGarbageResponse\x12\x0e\n\x06report\x18\x01 \x01(\t\"\x11\n\x0fMonitorsRequest\"9\n\x10MonitorsResponse\x12%\n\x08monitors\x18\x01 \x03(\x0b\x32\x13.crishim.v1.Monitor\"}\n\x07Monitor\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x14\n\x0cwire_version\x18\x04 \x01(\x05\x12\x10\n\x08\x62\x65gan_at\x18\x05 \x01(\x03\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x03\x32\x9c\x02\n\x07\x43ontrol\x12\x39\n\x04Load\x12\x17.crishim.v1.LoadRequest\x1a\x18.crishim.v1.LoadResponse\x12\x36\n\x03Why\x12\x16.crishim.v1.WhyRequest\x1a\x17.crishim.v1.WhyResponse\x12W\n\x0e\x43ollectGarbage\x12!.crishim.v1.CollectGarbageRequest\x1a\".crishim.v1.CollectGarbageResponse\x12\x45\n\x08Monitors\x12\x1b.crishim.v1.MonitorsRequest\x1a\x1c.crishim.v1.MonitorsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +45,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COLLECTGARBAGEREQUEST']._serialized_end=272
   _globals['_COLLECTGARBAGERESPONSE']._serialized_start=274
   _globals['_COLLECTGARBAGERESPONSE']._serialized_end=314
-  _globals['_CONTROL']._serialized_start=317
-  _globals['_CONTROL']._serialized_end=530
+  _globals['_MONITORSREQUEST']._serialized_start=316
+  _globals['_MONITORSREQUEST']._serialized_end=333
+  _globals['_MONITORSRESPONSE']._serialized_start=335
+  _globals['_MONITORSRESPONSE']._serialized_end=392
+  _globals['_MONITOR']._serialized_start=394
+  _globals['_MONITOR']._serialized_end=519
+  _globals['_CONTROL']._serialized_start=522
+  _globals['_CONTROL']._serialized_end=806
 # @@protoc_insertion_point(module_scope)

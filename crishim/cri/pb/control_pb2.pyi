@@ -49,3 +49,29 @@ class CollectGarbageResponse(_message.Message):
     REPORT_FIELD_NUMBER: _ClassVar[int]
     report: str
     def __init__(self, report: _Optional[str] = ...) -> None: ...
+
+class MonitorsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class MonitorsResponse(_message.Message):
+    __slots__ = ("monitors",)
+    MONITORS_FIELD_NUMBER: _ClassVar[int]
+    monitors: _containers.RepeatedCompositeFieldContainer[Monitor]
+    def __init__(self, monitors: _Optional[_Iterable[_Union[Monitor, _Mapping]]] = ...) -> None: ...
+
+class Monitor(_message.Message):
+    __slots__ = ("pod_sandbox_id", "pid", "version", "wire_version", "began_at", "memory_bytes")
+    POD_SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    BEGAN_AT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    pod_sandbox_id: str
+    pid: int
+    version: str
+    wire_version: int
+    began_at: int
+    memory_bytes: int
+    def __init__(self, pod_sandbox_id: _Optional[str] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., wire_version: _Optional[int] = ..., began_at: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...

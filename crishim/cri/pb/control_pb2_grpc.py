@@ -49,6 +49,11 @@ class ControlStub:
                 request_serializer=crishim_dot_cri_dot_pb_dot_control__pb2.CollectGarbageRequest.SerializeToString,
                 response_deserializer=crishim_dot_cri_dot_pb_dot_control__pb2.CollectGarbageResponse.FromString,
                 _registered_method=True)
+        self.Monitors = channel.unary_unary(
+                '/crishim.v1.Control/Monitors',
+                request_serializer=crishim_dot_cri_dot_pb_dot_control__pb2.MonitorsRequest.SerializeToString,
+                response_deserializer=crishim_dot_cri_dot_pb_dot_control__pb2.MonitorsResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -75,6 +80,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Monitors(self, request, context):
+        """The monitors of pods, as processes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +104,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.CollectGarbage,
                     request_deserializer=crishim_dot_cri_dot_pb_dot_control__pb2.CollectGarbageRequest.FromString,
                     response_serializer=crishim_dot_cri_dot_pb_dot_control__pb2.CollectGarbageResponse.SerializeToString,
+            ),
+            'Monitors': grpc.unary_unary_rpc_method_handler(
+                    servicer.Monitors,
+                    request_deserializer=crishim_dot_cri_dot_pb_dot_control__pb2.MonitorsRequest.FromString,
+                    response_serializer=crishim_dot_cri_dot_pb_dot_control__pb2.MonitorsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +192,33 @@ class Control:
             '/crishim.v1.Control/CollectGarbage',
             crishim_dot_cri_dot_pb_dot_control__pb2.CollectGarbageRequest.SerializeToString,
             crishim_dot_cri_dot_pb_dot_control__pb2.CollectGarbageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Monitors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crishim.v1.Control/Monitors',
+            crishim_dot_cri_dot_pb_dot_control__pb2.MonitorsRequest.SerializeToString,
+            crishim_dot_cri_dot_pb_dot_control__pb2.MonitorsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -15,7 +15,7 @@ from crishim.model.image import Credentials, FilesystemUsage, Image, ImageConfig
 from crishim.model.leftover import GarbageReport, Leftover
 from crishim.model.life import LifeEvent
 from crishim.model.metric import Metric, MetricDescriptor, MetricType, SandboxMetrics
-from crishim.model.node import CgroupDriver, Condition, NodeFeatures, NodeStatus, RuntimeHandler
+from crishim.model.node import CgroupDriver, Condition, MonitorProcess, NodeFeatures, NodeStatus, RuntimeHandler
 from crishim.model.resources import Resources
 from crishim.model.sandbox import Sandbox, SandboxConfig, SandboxState
 from crishim.model.stats import (
@@ -339,6 +339,11 @@ class FakeGarbage:
         self._runtime.called("collect garbage", dry_run)
         left = Leftover("netns", "/run/netns/x", "a1b2", "its sandbox does not exist", False, 1, "found")
         return GarbageReport(dry_run, (left,), ("the network: it hangs",), 0.5)
+
+
+class FakeMonitors:
+    async def list(self) -> list[MonitorProcess]:
+        return [MonitorProcess("a1b2", 42, "0.1.0", 1, 7, None)]
 
 
 class FakeImages:
