@@ -87,8 +87,10 @@ class Server:
             self._client = Client(self.address)
         return self._client
 
-    def start(self, environment: Mapping[str, str] | None = None, *, ready: bool = True) -> None:
-        """Start it; with `ready` wait until it says so."""
+    def start(
+        self, environment: Mapping[str, str] | None = None, *, ready: bool = True, package: Path | None = None
+    ) -> None:
+        """Start it; with `ready` wait until it says so. package: directory of another crishim than the one tested."""
         command = [sys.executable, "-m", "crishim", "serve", "--config", str(self._config), "--listen", self.address]
         command += ["--root", str(self.root), "--state", str(self.state), "--metrics", "127.0.0.1:0"]
         command += ["--network", self._network, "--log-level", "info"]
@@ -96,7 +98,7 @@ class Server:
             command = ["nsenter", f"--net=/proc/{self._namespace()}/ns/net", *command]
         with open(self.errors, "ab") as log:
             offset = log.tell()
-            self.process = subprocess.Popen(command, stderr=log, env={**os.environ, **(environment or {})})
+            self.process = subprocess.Popen(command, stderr=log, cwd=package, env={**os.environ, **(environment or {})})
         if ready:
             wait_until(lambda: self._said(offset, b"is ready") or self._ended(), "a ready server", 60)
             assert self.process.poll() is None, self.errors.read_text()[offset:]
