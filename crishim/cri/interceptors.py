@@ -47,7 +47,7 @@ class Guard:
 
         async def guarded(data: bytes, context: Any) -> Any:
             began = time.perf_counter()
-            code = grpc.StatusCode.CANCELLED
+            code, message = grpc.StatusCode.CANCELLED, ""
             try:
                 self._check_ready(method)
                 answer = await behaviour(_parsed(method, parse, data), context)
@@ -55,9 +55,9 @@ class Guard:
                 return answer
             except Exception as error:
                 code, message = _code_and_message(method, error)
-                await context.abort(code, message)
-            finally:
+            finally:  # before the client can know of it
                 self._observe(method, code.name, time.perf_counter() - began)
+            await context.abort(code, message)
 
         return guarded
 
@@ -66,7 +66,7 @@ class Guard:
 
         async def guarded(data: bytes, context: Any) -> AsyncIterator[Any]:
             began = time.perf_counter()
-            code = grpc.StatusCode.CANCELLED
+            code, message = grpc.StatusCode.CANCELLED, ""
             try:
                 self._check_ready(method)
                 async for answer in behaviour(_parsed(method, parse, data), context):
@@ -74,9 +74,10 @@ class Guard:
                 code = grpc.StatusCode.OK
             except Exception as error:
                 code, message = _code_and_message(method, error)
-                await context.abort(code, message)
             finally:
                 self._observe(method, code.name, time.perf_counter() - began)
+            if code is not grpc.StatusCode.OK:
+                await context.abort(code, message)
 
         return guarded
 

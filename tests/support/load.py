@@ -24,7 +24,7 @@ from crishim.cri.pb import api_pb2
 from crishim.errors import CrishimError, Unavailable
 from tests.support.server import container_config, pod_config
 
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 #: code of a counter that was asked to stop
 STOPPED = 7
 _MOST_PODS = 2
