@@ -234,7 +234,8 @@ def link_devices() -> None:
         (b"stderr", b"/proc/self/fd/2"),
         (b"core", b"/proc/kcore"),
     ):
-        os.symlink(target, link, dir_fd=dev)
+        if link != b"core" or os.path.exists(target):
+            os.symlink(target, link, dir_fd=dev)
     os.close(dev)
 
 

@@ -118,6 +118,7 @@ def make_pod_seed(base: Seed, shm_bytes: int, uid: int, gid: int) -> Seed:
             b"tmpfs",
             ((b"mode", b"1777"), (b"size", b"%d" % shm_bytes), (b"uid", b"%d" % uid), (b"gid", b"%d" % gid)),
             mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOEXEC,
+            b"shm",
         )
         place = os.open("/shm", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         mount.move_mount(shm, place)

@@ -68,15 +68,20 @@ def mount_setattr(
     call(_MOUNT_SETATTR, fd, b"", AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0), attr, len(attr))
 
 
-def new_mount(kind: bytes, options: tuple[tuple[bytes, bytes | None], ...] = (), attributes: int = 0) -> int:
+def new_mount(
+    kind: bytes,
+    options: tuple[tuple[bytes, bytes | None], ...] = (),
+    attributes: int = 0,
+    source: bytes | None = None,
+) -> int:
     """Descriptor of a detached mount of a new file system instance of type `kind`.
 
-    Options are (key, value); a value of None is a flag. Raises OSError of the step that failed; EINVAL is an option
+    source: the name that mountinfo and df show, the type unless given. Options are (key, value); a value of None is a flag. Raises OSError of the step that failed; EINVAL is an option
     that the file system does not know. Source: fsopen(2), fsconfig(2), fsmount(2).
     """
     context = call(_FSOPEN, kind, 1)
     try:
-        configure(context, b"source", kind)
+        configure(context, b"source", source or kind)
         for key, value in options:
             configure(context, key, value)
         call(_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)

@@ -165,7 +165,7 @@ def test_what_a_container_writes_lands_in_its_upper_layer(pod: Pod, busybox_root
 
 def test_dev_holds_exactly_the_nodes_and_links(pod: Pod) -> None:
     names = {os.path.basename(node.path) for node in DEVICES}
-    links = {"fd", "stdin", "stdout", "stderr", "core", "ptmx"}
+    links = {"fd", "stdin", "stdout", "stderr", "ptmx"} | ({"core"} if os.path.exists("/proc/kcore") else set())
     shown = pod.run(
         script("cd /dev; ls -A1; for n in null tty; do stat -c '%n %a %u:%g %t:%T' $n; done; readlink ptmx")
     )
