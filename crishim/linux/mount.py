@@ -76,8 +76,9 @@ def new_mount(
 ) -> int:
     """Descriptor of a detached mount of a new file system instance of type `kind`.
 
-    source: the name that mountinfo and df show, the type unless given. Options are (key, value); a value of None is a flag. Raises OSError of the step that failed; EINVAL is an option
-    that the file system does not know. Source: fsopen(2), fsconfig(2), fsmount(2).
+    source: the name that mountinfo and df show, the type unless given. Options are (key, value); a value of None is a
+    flag. Raises OSError of the step that failed; EINVAL is an option that the file system does not know.
+    Source: fsopen(2), fsconfig(2), fsmount(2).
     """
     context = call(_FSOPEN, kind, 1)
     try:
