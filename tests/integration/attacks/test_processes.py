@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,9 @@ from tests.support.hostile import compiled, swapping, with_layer
 _F_GET_SEALS = 1034
 #: SEAL, SHRINK, GROW, WRITE
 _SEALS = 0xF
+CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
+#: starts under an exchange; `CRISHIM_ATTACK_STARTS` asks for more
+TERMINALS = int(os.environ.get("CRISHIM_ATTACK_STARTS", "25"))
 
 
 def test_t02_no_process_of_ours_can_be_looked_into_while_it_joins(pod: Pod) -> None:
@@ -200,9 +204,10 @@ def test_t14_no_command_path_leads_out_through_a_descriptor(pod: Pod, tmp_path: 
     Defence: as above; at execve(2) only 0, 1, 2 and the report socket are open.
     """
     container = pod.start(program(*IDLE)) if how == "exec" else None
+    busybox = shutil.which("busybox")  # of the host: it needs no libraries, so it would run
     for number in range(3, 16):
-        for path in (f"/proc/self/fd/{number}/../../../bin/ls", f"/proc/self/fd/{number}/bin/ls"):
-            process = program(path, "/")
+        for path in (f"/proc/self/fd/{number}/../../../../..{busybox}", f"/proc/self/fd/{number}{busybox}"):
+            process = program(path, "true")
             with pytest.raises(StartFailed, match=f"/proc/self/fd/{number}/"):
                 if container:
                     pod.exec(container, process)
@@ -220,41 +225,62 @@ def test_t15_an_init_process_has_no_descriptor_of_ours(pod: Pod) -> None:
     assert targets["0"] == "/dev/null" and targets["1"].startswith("pipe:") and targets["2"].startswith("pipe:")
 
 
-def test_t19_a_terminal_that_is_exchanged_becomes_nobodys_console(pod: Pod, tmp_path: Path) -> None:
+def _volume_as_dev(place: Path) -> tuple[MountSpec, ...]:
+    """Mounts of a container whose /dev is a volume with an empty pts and a null device."""
+    (place / "pts").mkdir(parents=True)
+    os.mknod(place / "null", 0o020666, os.makedev(1, 3))
+    return (*(mount for mount in MOUNTS if not mount.target.startswith("/dev")), MountSpec("/dev", source=str(place)))
+
+
+def test_t19_a_terminal_whose_name_is_exchanged_becomes_the_console_all_the_same(pod: Pod, tmp_path: Path) -> None:
     """CVE-2025-52565: /dev/pts is exchanged for a directory of links while the console is bound from there.
 
-    Defence: the multiplexer is opened without following links and the terminal taken from it by TIOCGPTPEER, so no
-    name in /dev/pts is ever used.
+    Defence: the terminal is taken from its multiplexer by TIOCGPTPEER and bound by that descriptor, so that no name
+    in /dev/pts is used. A container that opened any name of the trap shows it in its mounts, or is not started.
     """
-    before = Path("/proc/sys/kernel/core_pattern").read_text()
-    dev = tmp_path / "dev"
-    (dev / "pts").mkdir(parents=True)
-    trap = dev / "trap"
+    before = CORE_PATTERN.read_text()
+    pts = next(mount for mount in MOUNTS if mount.target == "/dev/pts")
+    mounts = (*_volume_as_dev(tmp_path / "dev"), pts)
+    trap = tmp_path / "dev/trap"
     trap.mkdir()
     for name in ("0", "1", "ptmx"):
-        (trap / name).symlink_to("/proc/sys/kernel/core_pattern")
-    os.mknod(dev / "null", 0o020666, os.makedev(1, 3))
-    pts = next(mount for mount in MOUNTS if mount.target == "/dev/pts")
-    mounts = (
-        *(mount for mount in MOUNTS if not mount.target.startswith("/dev")),
-        MountSpec("/dev", source=str(dev)),
-        pts,
-    )
+        (trap / name).symlink_to(CORE_PATTERN)
     started = 0
-    with swapping(dev / "pts", trap):
-        for _ in range(25):
+    with swapping(tmp_path / "dev/pts", trap):
+        for _ in range(TERMINALS):
             try:
-                container = pod.start(replace(program(*IDLE), terminal=True), mounts=mounts, device_nodes=())
+                container = pod.start(program(*IDLE, terminal=True), mounts=mounts, device_nodes=())
             except StartFailed:
                 continue  # refused in the middle of an exchange
             started += 1
             table = [line.split() for line in container.proc("mountinfo").splitlines()]
-            consoles = [fields for fields in table if fields[3] == "/0" and fields[fields.index("-") + 1] == "devpts"]
-            assert len(consoles) == 1
+            (console,) = (fields for fields in table if fields[4] == "/dev/console")
+            assert (console[3], console[console.index("-") + 1]) == ("/0", "devpts")
             assert not [fields for fields in table if "core_pattern" in fields[3] + fields[4]]
             container.kill()
     assert started, "the exchange never let a start through"
-    assert Path("/proc/sys/kernel/core_pattern").read_text() == before
+    assert CORE_PATTERN.read_text() == before
+
+
+def test_t19_a_multiplexer_that_is_none_is_refused(pod: Pod, tmp_path: Path) -> None:
+    """The same at its root: /dev/pts/ptmx is a link, a file, or the multiplexer's node outside of a devpts.
+
+    Defence: it is opened without following links, and must be the one of a devpts.
+    """
+    mounts = _volume_as_dev(tmp_path / "dev")
+    place = tmp_path / "dev/pts/ptmx"
+    place.symlink_to(CORE_PATTERN)
+    for _ in range(3):
+        with pytest.raises(
+            StartFailed, match=r"opening the console: (too many levels of symbolic links|no such device)"
+        ):
+            pod.start(program(*IDLE, terminal=True), mounts=mounts, device_nodes=())
+        if place.is_symlink():
+            place.unlink()
+            place.touch()
+        else:
+            place.unlink()
+            os.mknod(place, 0o020666, os.makedev(5, 2))
 
 
 def test_t19_a_console_that_is_a_link_is_refused(pod: Pod, tmp_path: Path) -> None:
@@ -262,16 +288,8 @@ def test_t19_a_console_that_is_a_link_is_refused(pod: Pod, tmp_path: Path) -> No
 
     Defence: the target is opened without following links.
     """
-    dev = tmp_path / "dev"
-    (dev / "pts").mkdir(parents=True)
-    (dev / "console").symlink_to("/proc/sys/kernel/core_pattern")
-    os.mknod(dev / "null", 0o020666, os.makedev(1, 3))
-    pts = next(mount for mount in MOUNTS if mount.target == "/dev/pts")
-    mounts = (
-        *(mount for mount in MOUNTS if not mount.target.startswith("/dev")),
-        MountSpec("/dev", source=str(dev)),
-        pts,
-    )
+    mounts = (*_volume_as_dev(tmp_path / "dev"), next(mount for mount in MOUNTS if mount.target == "/dev/pts"))
+    (tmp_path / "dev/console").symlink_to(CORE_PATTERN)
     with pytest.raises(StartFailed, match=r"opening the console: .*symbolic links"):
         pod.start(replace(program(*IDLE), terminal=True), mounts=mounts, device_nodes=())
 
