@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 #: tables and keys that take effect without a restart, for what is begun from then on
 LIVE: tuple[Key, ...] = (
     ("containers",),
+    ("gc",),
     ("images",),
     ("limits",),
     ("network", "cni"),
@@ -39,6 +40,7 @@ class Reload:
         translate: Callable[[Config], Settings],
         images: ImageStore,
         network: Network,
+        set_gc_interval: Callable[[float], None],
     ) -> None:
         """settings: made of `started`; translate: makes those of another configuration, or says what is wrong."""
         self._started = started
@@ -47,17 +49,20 @@ class Reload:
         self._translate = translate
         self._images = images
         self._network = network
+        self._set_gc_interval = set_gc_interval
 
     def apply(self, new: Config) -> None:
         """All of what can change without a restart, or nothing: InvalidSpec and Unsupported name the key at fault."""
         settings = self._translate(new)
         applied = [key for key in changes(self._config, new) if is_live(key)]
         waiting = [key for key in changes(self._started, new) if not is_live(key)]
-        self._config = new
         self._settings.adopt(settings)
         self._images.configure(registry_config(new.images), platform_of(new.images), layer_limits(new.images))
         if isinstance(self._network, CniNetwork):
             self._network.configure(new.network.cni.conf_dir, new.network.cni.bin_dirs)
+        if new.gc.interval_s != self._config.gc.interval_s:
+            self._set_gc_interval(new.gc.interval_s)
+        self._config = new
         logging.getLogger().setLevel(new.server.log_level.upper())
         if waiting:
             logger.warning("these keys of the configuration need a restart: %s", _names(waiting))

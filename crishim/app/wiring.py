@@ -99,7 +99,14 @@ class Server:
         self._durable = DurableStore(root)
         self._network = _network(config)
         self._images = open_image_store(root, config.images, executor)
-        self._reload = Reload(config, self._settings, self._translate, self._images, self._network)
+        self._reload = Reload(
+            config,
+            self._settings,
+            self._translate,
+            self._images,
+            self._network,
+            lambda interval_s: self._garbage.configure(interval_s),
+        )
         self._reloading = asyncio.Lock()
         self._helper = Helper()
         self._operations = Operations()

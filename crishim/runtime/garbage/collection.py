@@ -92,6 +92,13 @@ class Garbage:
         #: one check at a time
         self._lock = asyncio.Lock()
         self._plugins_due_s = time.monotonic() + _PLUGINS_FIRST_S
+        #: the interval is another one
+        self._changed = asyncio.Event()
+
+    def configure(self, interval_s: float) -> None:
+        """Another interval between two checks of `run`, counted from now; 0 for none."""
+        self._interval_s = interval_s
+        self._changed.set()
 
     # -- who asks
 
@@ -109,8 +116,9 @@ class Garbage:
     async def run(self) -> None:
         """A check every `interval_s`, for as long as the server runs; `Operations.spawn` is its caller."""
         failures = 0
-        while self._interval_s > 0:
-            await asyncio.sleep(min(self._interval_s * 2**failures, max(self._interval_s, _LONGEST_PAUSE_S)))
+        while True:
+            if not await self._is_due(failures):
+                continue
             try:
                 problems = await self._check_by_itself()
             except (CrishimError, TimeoutError) as error:
@@ -118,6 +126,17 @@ class Garbage:
             failures = min(failures + 1, 16) if problems else 0
             for problem in problems:
                 logger.warning("leftovers were not all looked for: %s", problem)
+
+    async def _is_due(self, failures: int) -> bool:
+        """Waits for the next check; False when the interval was changed meanwhile."""
+        self._changed.clear()
+        pause_s = min(self._interval_s * 2**failures, max(self._interval_s, _LONGEST_PAUSE_S))
+        try:
+            async with asyncio.timeout(pause_s if self._interval_s > 0 else None):
+                await self._changed.wait()
+        except TimeoutError:
+            return True
+        return False
 
     async def check(self, *, dry_run: bool) -> GarbageReport:
         """Look now, twice; free what is nobody's unless it is a dry run, also what rests after a failure."""

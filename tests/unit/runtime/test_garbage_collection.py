@@ -231,6 +231,24 @@ def test_by_itself_it_needs_two_checks_and_lets_failures_rest(tmp_path: Path) ->
     asyncio.run(scenario())
 
 
+def test_another_interval_counts_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        node = Fakes(tmp_path, interval_s=0.0)
+        node.operations.spawn(node.garbage.run(), "checks")
+        await asyncio.sleep(0)
+        assert node.looks == 0
+        node.garbage.configure(0.001)
+        await node.until(lambda: node.looks > 2)
+        node.garbage.configure(3600.0)
+        await asyncio.sleep(0)
+        node.garbage.configure(0.001)
+        seen = node.looks
+        await node.until(lambda: node.looks > seen + 2)
+        await node.operations.close(1)
+
+    asyncio.run(scenario())
+
+
 def test_a_check_that_fails_is_told_and_comes_again_more_seldom(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
