@@ -6,13 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+NODE_PACKAGES := qemu-system-x86 seabios debootstrap e2fsprogs
 RUN_PACKAGES := busybox-static iproute2 nftables
 TEST_PACKAGES := $(RUN_PACKAGES) containernetworking-plugins docker-registry gcc libc6-dev openssl util-linux \
-	crun libseccomp-dev pkg-config
-NODE_PACKAGES := qemu-system-x86 seabios debootstrap e2fsprogs
+	crun libseccomp-dev pkg-config $(NODE_PACKAGES)
 BENCH_PACKAGES := crun gcc libc6-dev libseccomp-dev pkg-config
 TEST_TOOLS := kubelet crictl critest ginkgo etcd kube-apiserver kubectl runc
-TESTS := tests/unit tests/integration tests/e2e
+TESTS := tests/unit tests/integration tests/e2e tests/node/test_node.py
 BENCH_TOOLS := runc containerd containerd-shim-runc-v2 ctr
 TOOLS ?= $(TEST_TOOLS)
 

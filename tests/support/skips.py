@@ -12,6 +12,9 @@ EXPECTED: tuple[tuple[str, str, str], ...] = (
     (r"^tests/(integration|e2e)/", r"CAP_SYS_RESOURCE", "a sandboxed root may lack it, then limits cannot be raised"),
     (r"^tests/integration/test_differences", r"crun here is \d", "the page is about the crun of one release of Debian"),
     (r"^tests/e2e/test_chart", r"helm is not built", "a minute of building for a chart that seldom changes"),
+    (r"^tests/node/", r"no package mirror answers debootstrap", "a network that has wheels need not have packages"),
+    (r"^tests/node/", r"4 GiB of memory that nobody uses", "a small machine"),
+    (r"^tests/node/", r"built by root on x86_64", "another kind of machine"),
     (r"^tests/(integration|e2e)/", r"(AppArmor|SELinux) is not enabled", "needs a kernel with that module"),
 )
 """(pattern of the node id, pattern of the reason, why it is fine)."""

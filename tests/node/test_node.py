@@ -1,0 +1,68 @@
+"""Tests that need cgroup v2 alone, systemd or AppArmor, run on a node under QEMU: one boot, a result for each file.
+
+The last tier of `make test`: it takes minutes, so it is left out where QEMU or what an image is built from is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.node import boot, image
+from tests.node.results import Result
+
+#: what a machine with other cgroup trees, another init or no AppArmor cannot show, and fits into minutes of emulation
+SUBSET = (
+    "tests/node/on_node/test_systemd.py",
+    "tests/node/on_node/test_systemd_driver.py",
+    "tests/node/on_node/test_limits_of_v2.py",
+    "tests/integration/test_cgroups.py",
+    "tests/integration/test_seccomp.py",
+)
+PROGRAMS = ("qemu-system-x86_64", "debootstrap", "mke2fs")
+_NEEDED_BYTES = 4 << 30
+_NODE_S = 1500
+
+pytestmark = pytest.mark.timeout(2400)
+
+
+@pytest.fixture(scope="module")
+def results() -> Iterator[dict[str, list[Result]]]:
+    """Results of the node's tests by file."""
+    _require()
+    try:
+        node = image.build(boot.LOCK)
+    except subprocess.CalledProcessError as error:
+        if error.cmd[0] == "debootstrap":
+            pytest.skip("the node image cannot be built: no package mirror answers debootstrap")
+        raise
+    yield boot.run_tests(node, SUBSET, timeout_s=_NODE_S)
+
+
+def _require() -> None:
+    if os.geteuid() != 0 or platform.machine() != "x86_64":
+        pytest.skip("a node image is built by root on x86_64")
+    missing = [name for name in PROGRAMS if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"a node needs {', '.join(missing)}")
+    memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    if int(memory["MemAvailable"].split()[0]) << 10 < _NEEDED_BYTES:
+        pytest.skip("a node under QEMU needs 4 GiB of memory that nobody uses")
+
+
+@pytest.mark.parametrize("file", SUBSET)
+def test_on_the_node(results: dict[str, list[Result]], file: str) -> None:
+    of_file = results.get(file, [])
+    for each in of_file:
+        print(f"{each.outcome:8} {each.seconds:6.1f} s  {each.name}")
+    wrong = [
+        f"{each.name}: {each.outcome}\n{each.text}" for each in of_file if each.outcome not in ("passed", "skipped")
+    ]
+    assert not wrong, "\n\n".join(wrong)
+    assert any(each.outcome == "passed" for each in of_file), f"none of {file} has run; {len(of_file)} results"
