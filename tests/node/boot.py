@@ -83,7 +83,7 @@ bash -c {shlex.quote(command)}; echo "{_SAID}$?"
 
 
 def _boot(node: Path, code: Path, timeout_s: int, console: list[str] | None) -> int:
-    command = ["nice", "-n", "5", "qemu-system-x86_64", "-display", "none", "-monitor", "none", "-serial", "stdio"]
+    command = ["nice", "-n", "2", "qemu-system-x86_64", "-display", "none", "-monitor", "none", "-serial", "stdio"]
     command += ["-no-reboot", "-nic", "none", "-snapshot"]
     command += ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-smp", "2", "-m", "3072"]
     command += ["-kernel", str(node / "kernel"), "-initrd", str(node / "initrd")]

@@ -5,6 +5,7 @@ Built once into a cache outside the tree, under a name made of everything that g
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -68,8 +69,15 @@ def build(requirements: Path) -> Path:
     """
     recipe = repr((SUITE, PYTHON, PACKAGES, KERNEL, sorted(_FILES.items()), _MASKED, requirements.read_text()))
     directory = cache_directory() / f"{SUITE}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
-    if directory.exists():
-        return directory
+    cache_directory().mkdir(parents=True, exist_ok=True)
+    with open(cache_directory() / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # who builds the same image at the same time waits for the first
+        if not directory.exists():
+            _build(directory, requirements)
+    return directory
+
+
+def _build(directory: Path, requirements: Path) -> None:
     making = directory.with_suffix(".making")
     shutil.rmtree(making, ignore_errors=True)
     root = making / "root"
@@ -82,7 +90,6 @@ def build(requirements: Path) -> Path:
     make_disk(root, making / "disk", SIZE)
     shutil.rmtree(root)
     making.rename(directory)
-    return directory
 
 
 def make_disk(content: Path, disk: Path, size: str) -> None:

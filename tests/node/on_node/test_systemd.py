@@ -84,7 +84,7 @@ def test_systemd_leaves_limits_devices_and_controllers_alone(server: Service) ->
                 "true",
             ],
             check=True,
-            timeout=120,
+            timeout=600,
         )
     systemctl("list-units", f"crishim-{server.instance}.slice", "--all")
     assert set(enabled) <= set(Path("/sys/fs/cgroup/cgroup.subtree_control").read_text().split())
@@ -143,9 +143,9 @@ def profile(tmp_path: Path) -> Iterator[str]:
     source = tmp_path / "profile"
     rules = "file, capability, network, signal, unix, deny /tmp/denied/** w,"
     source.write_text(f"profile {PROFILE} flags=(attach_disconnected,mediate_deleted) {{ {rules} }}\n")
-    subprocess.run(["apparmor_parser", "--replace", "--skip-cache", str(source)], check=True, timeout=120)
+    subprocess.run(["apparmor_parser", "--replace", "--skip-cache", str(source)], check=True, timeout=600)
     yield PROFILE
-    subprocess.run(["apparmor_parser", "--remove", str(source)], check=True, timeout=120)
+    subprocess.run(["apparmor_parser", "--remove", str(source)], check=True, timeout=600)
 
 
 def with_apparmor(kind: Any, reference: str = "") -> Any:
@@ -242,7 +242,7 @@ def test_the_default_profile_alone_keeps_a_root_from_the_node(server: Service) -
 
 def test_a_default_profile_that_was_unloaded_is_loaded_again(server: Service) -> None:
     remove = ["apparmor_parser", "--remove", str(server.root / "apparmor/crishim-default")]
-    subprocess.run(remove, check=True, timeout=120)
+    subprocess.run(remove, check=True, timeout=600)
     sandbox, pod = server.run_pod("reloaded")
     container = started_with(server, sandbox, pod, container_config("sleep", "1000"))
     assert server.sh(container, "cat /proc/1/attr/current") == "crishim-default (enforce)\n"
