@@ -1,7 +1,8 @@
 """`python -m tests.bench [PART...]` prints the tables of the parts named, of all parts without a name.
 
 The parts: `processes` (run and exec beside runc and crun), `memory` (a monitor), `logs` (throughput), `cri` (a pod's
-life beside containerd). Everything runs in one process after the other on the same machine, so the ratios hold.
+life beside containerd), `lists` (lists and statuses with 500 containers beside containerd). Everything runs in one
+process after the other on the same machine, so the ratios hold.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import cri, ours
+from tests.bench import cri, lists, ours
 from tests.bench.measure import Sample, table
 from tests.support.image_archive import write_rootfs
 
@@ -86,6 +87,17 @@ def through_cri(count: int) -> None:
     print(table("What pods cost", ("figure", *reports), rows), flush=True)
 
 
+def of_a_full_node(count: int) -> None:
+    reports = {name: lists.measure(name, count=count) for name in ("containerd", "crishim")}
+    columns = [f"{name} {what}" for name in reports for what in ("p50 ms", "p99 ms", "CPU ms")]
+    rows = [
+        (call, *(cell for samples in reports.values() for cell in _columns(samples[call])))
+        for call in reports["crishim"]
+    ]
+    title = f"{lists.PODS} pods with {lists.CONTAINERS} containers each, one pod frozen"
+    print(table(title, ("call", *columns), rows), flush=True)
+
+
 def _pss(reports: dict[str, cri.Report], pods: int) -> list[float]:
     return [report.pss_mb[pods] for report in reports.values()]
 
@@ -99,6 +111,7 @@ PARTS: dict[str, Callable[[int], None]] = {
     "memory": memory,
     "logs": logs,
     "cri": through_cri,
+    "lists": of_a_full_node,
 }
 
 

@@ -47,15 +47,15 @@ class Client:
     def run_sandbox(self, config: pb.PodSandboxConfig) -> str:
         return str(self.runtime.RunPodSandbox(pb.RunPodSandboxRequest(config=config)).pod_sandbox_id)
 
-    def create(self, sandbox_id: str, config: pb.PodSandboxConfig) -> str:
+    def create(self, sandbox_id: str, config: pb.PodSandboxConfig, name: str = "main") -> str:
         options = pb.NamespaceOption(network=self._network, pid=pb.NamespaceMode.CONTAINER)
         default = pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)
         security = pb.LinuxContainerSecurityContext(namespace_options=options, seccomp=default)
         container = pb.ContainerConfig(
-            metadata=pb.ContainerMetadata(name="main"),
+            metadata=pb.ContainerMetadata(name=name),
             image=pb.ImageSpec(image=IMAGE, user_specified_image=IMAGE),
             command=["/bin/sleep", "100000"],
-            log_path="main/0.log",
+            log_path=f"{name}/0.log",
             linux=pb.LinuxContainerConfig(security_context=security),
         )
         request = pb.CreateContainerRequest(pod_sandbox_id=sandbox_id, config=container, sandbox_config=config)

@@ -110,3 +110,17 @@ def test_a_content_range_of_any_length_is_read(tmp_path: Path) -> None:
         blob = PartialBlob(file.fileno(), BLOB, lambda _: None)
         assert not blob.begin(206, f"bytes {'9' * 5000}-1/2")
         assert blob.begin(206, "bytes 0-6/7")
+
+
+def test_what_a_pull_uses_or_may_resume_is_kept_and_the_rest_freed(store: BlobStore, tmp_path: Path) -> None:
+    name = DIGEST.replace(":", "-")
+    old, used, young = tmp_path / "partial" / "sha256-old", tmp_path / "blobs" / name, tmp_path / "partial" / "sha256-x"
+    for path in (old, used, young):
+        path.touch()
+    for path in (old, used):
+        os.utime(path, (1, 1))
+    with store.used([DIGEST]):
+        assert store.in_use() == {name}
+        for path in (old, used, young):
+            store.free(path.name)
+        assert names(tmp_path) == {f"blobs/{name}", "partial/sha256-x"}

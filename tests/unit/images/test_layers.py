@@ -92,3 +92,35 @@ def test_a_layer_that_cannot_be_recorded_leaves_no_directory(tmp_path: Path, tab
     table.failure = None
     asyncio.run(ensure(store, tmp_path))
     assert os.listdir(store.paths([CHAIN])[0]) == ["file"]
+
+
+def test_a_directory_that_is_being_filled_is_nobodys_leftover(tmp_path: Path, table: Table) -> None:
+    store = store_of(tmp_path, table)
+
+    async def looked_at_while_it_is_committed() -> None:
+        pull = asyncio.ensure_future(ensure(store, tmp_path))
+        await asyncio.to_thread(table.reached.wait, 10)
+        assert {path.name for path in (tmp_path / "layers").iterdir()} == {"1"} < store.names()
+        table.go_on.set()
+        await pull
+
+    asyncio.run(looked_at_while_it_is_committed())
+    assert store.names() == {"1"}
+    assert (tmp_path / "layers" / "1" / "file").exists()
+
+
+def test_only_a_directory_without_a_row_or_unused_for_a_day_is_freed(
+    tmp_path: Path, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_of(tmp_path, table)
+    table.go_on.set()
+    asyncio.run(ensure(store, tmp_path))
+    (tmp_path / "layers" / "new-7" / "usr").mkdir(parents=True)
+    store.free("new-7")
+    store.free("1")
+    assert [path.name for path in (tmp_path / "layers").iterdir()] == ["1"]
+    assert store.unused_names() == frozenset()
+    monkeypatch.setattr("crishim.images.layers.UNUSED_LIFE_NS", 0)
+    assert store.unused_names() == {"1"}
+    store.free("1")
+    assert (list((tmp_path / "layers").iterdir()), store.names()) == ([], frozenset())

@@ -80,6 +80,9 @@ def test_each_event_moves_its_series(node: NodeMetrics) -> None:
     node.rpc_ended("RunPodSandbox", "OK", 0.02)
     node.pull_ended("ok", 3.0, 1000)
     node.log_bytes_were_lost(77)
+    node.leftover_freed("netns")
+    node.leftover_failed("cgroup")
+    node.leftovers_looked_for(0.03)
     series = read(node.render())
     assert value(series, "crishim_process_starts_total", kind="init", outcome="started") == 1
     assert value(series, "crishim_process_starts_total", kind="exec", outcome="not_found") == 1
@@ -93,6 +96,17 @@ def test_each_event_moves_its_series(node: NodeMetrics) -> None:
     assert value(series, "crishim_pull_seconds_sum", outcome="ok") == 3.0
     assert value(series, "crishim_pulled_bytes_total") == 1000
     assert value(series, "crishim_log_bytes_lost_total") == 77
+    assert value(series, "crishim_leftovers_freed_total", kind="netns") == 1
+    assert value(series, "crishim_leftover_failures_total", kind="cgroup") == 1
+    assert value(series, "crishim_leftover_check_seconds_sum") == 0.03
+
+
+def test_leftovers_are_asked_for_at_each_scrape() -> None:
+    found = {"netns": 0}
+    node = NodeMetrics("0.1.0", list, lambda: found)
+    assert value(read(node.render()), "crishim_leftovers", kind="netns") == 0
+    found["netns"] = 2
+    assert value(read(node.render()), "crishim_leftovers", kind="netns") == 2
 
 
 def test_operations_under_way_are_counted_by_stage_with_the_oldest_age(node: NodeMetrics) -> None:

@@ -15,7 +15,7 @@ from crishim.model.sandbox import PortMapping, SandboxConfig
 from crishim.network import bridge
 from crishim.network.bridge import BridgeNetwork, parse_subnets
 from crishim.network.bridge_kernel import BridgeKernel, BridgeNames, NotReady, mac_of, port_name
-from crishim.network.door import Attachment, Readiness
+from crishim.network.door import Attachment, NetworkObject, Readiness
 from crishim.network.pool import Reservation, Subnet
 
 SANDBOX = SandboxConfig("pod", "uid", "ns")
@@ -54,6 +54,13 @@ class FakeKernel(BridgeKernel):
         return self.table
 
     def close(self) -> None: ...
+
+    def ports(self) -> list[str]:
+        self._note("ports?")
+        return [port_name("a"), "crvffffffffffff"]
+
+    def unknown_rules(self, held: Sequence[Reservation]) -> list[str]:
+        return [f"pods4 of nobody, {len(held)} known"]
 
     def remove_strays(self, keep: object) -> None: ...
 
@@ -212,6 +219,26 @@ def test_reconcile_detaches_what_is_not_live_and_tells_what_it_could_not(tmp_pat
         assert kernel.calls[-4:-1] == ["disconnect a,c", "disconnect a", "disconnect c"]
         assert await network.reconcile({"b"}, deadline_s=5) == ()
         assert kernel.calls[-1] == "ensure 10.88.0.0/24 for 1"
+        await network.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_survey_tells_whose_each_thing_is_as_far_as_it_is_known(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        kernel = FakeKernel()
+        network = _network(tmp_path, kernel)
+        await network.open()
+        await network.attach(_attachment("a"), deadline_s=5)
+        assert await network.survey(deadline_s=5) == (
+            NetworkObject("address", "10.88.0.2", "a"),
+            NetworkObject("device", port_name("a"), "a"),
+            NetworkObject("device", "crvffffffffffff"),
+            NetworkObject("rule", "pods4 of nobody, 1 known"),
+        )
+        kernel.failures = [OSError(errno.ENOBUFS, "no buffer")]
+        with pytest.raises(Unavailable, match="cannot be looked at: no buffer"):
+            await network.survey(deadline_s=5)
         await network.close()
 
     asyncio.run(scenario())

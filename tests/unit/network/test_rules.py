@@ -8,7 +8,7 @@ import pytest
 from crishim.model.sandbox import PortMapping
 from crishim.network import nftables
 from crishim.network.netlink import Request, attributes
-from crishim.network.rules import PodRules, RuleSet
+from crishim.network.rules import PodRules, RuleSet, describe_key
 
 RULES = RuleSet("crishim-default", "crishim0", (4, 6))
 IPS = (ipaddress.ip_address("10.88.0.2"), ipaddress.ip_address("fd00::2"))
@@ -59,6 +59,21 @@ def test_a_host_port_of_one_address_has_the_address_in_its_key() -> None:
     requests = RULES.add_pod(PodRules(IPS[:1], (PortMapping("tcp", 80, 8080, "127.0.0.1"),)))
     _, key, _ = _elements(requests, ADD)[1]
     assert key == bytes([127, 0, 0, 1]) + b"\x06\0\0\0" + struct.pack(">H", 8080) + b"\0\0"
+
+
+def test_the_keys_of_all_pods_are_those_that_their_elements_have() -> None:
+    ports = (PortMapping("tcp", 80, 8080), PortMapping("udp", 53, 53, "127.0.0.1"))
+    pod = PodRules(IPS, ports)
+    keys = RULES.keys([pod])
+    assert {(name, key) for name, key, _ in _elements(RULES.add_pod(pod), ADD)} == {
+        (name, key) for name, members in keys.items() for key in members
+    }
+    assert RULES.keys([]) == {key: set() for key in ("pods4", "pods6", "ports4", "ports6", "ports_at4", "ports_at6")}
+    described = {describe_key(name, key) for name, members in keys.items() for key in members}
+    assert described == {
+        *("pods4 10.88.0.2", "pods6 fd00::2", "ports4 tcp 8080", "ports6 tcp 8080"),
+        "ports_at4 127.0.0.1 udp 53",
+    }
 
 
 def test_removal_deletes_each_element_that_it_makes_sure_of() -> None:

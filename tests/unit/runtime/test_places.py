@@ -113,3 +113,28 @@ def test_directories_that_cannot_be_made_or_removed_are_said(tmp_path: Path, mon
         Places(tmp_path).make_sandbox("s1")
     with pytest.raises(Unavailable, match="sandboxes/s1 cannot be removed"):
         Places(tmp_path).remove_sandbox("s1")
+
+
+def test_a_filter_goes_only_when_no_spec_has_it(places: Places, tmp_path: Path) -> None:
+    places.write_spec("s1", SPEC)
+    (digest,) = places.filters_in_use()
+    places.remove_filter(digest)
+    assert (tmp_path / "filters" / digest).exists()
+    places.remove_container("s1", "c1")
+    assert places.filters_in_use() == frozenset()
+    places.remove_filter(digest)
+    assert not (tmp_path / "filters" / digest).exists()
+    places.write_spec("s1", SPEC)
+    assert Places(tmp_path).read_spec("s1", "c1") == SPEC, "it is written again"
+
+
+def test_a_filter_is_in_use_from_the_first_reading_of_its_spec_to_the_end_of_its_sandbox(
+    places: Places, tmp_path: Path
+) -> None:
+    places.write_spec("s1", SPEC)
+    another = Places(tmp_path)
+    assert another.filters_in_use() == frozenset()
+    another.read_spec("s1", "c1")
+    assert another.filters_in_use() == places.filters_in_use() != frozenset()
+    another.remove_sandbox("s1")
+    assert another.filters_in_use() == frozenset()
