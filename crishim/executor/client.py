@@ -19,7 +19,7 @@ from pathlib import Path
 from crishim.cgroups import effects
 from crishim.cgroups.hierarchy import Hierarchy, detect
 from crishim.errors import InvalidSpec, NotFound, StartFailed, TimedOut, Unavailable
-from crishim.executor import launch, plan, value, wire
+from crishim.executor import launch, tables, value, wire
 from crishim.executor.connection import Connection, first_message, reap, reap_later
 from crishim.executor.hook_values import check_hooks, hooks_cgroup, hooks_value
 from crishim.executor.probe import NodeFacts, probe
@@ -251,7 +251,7 @@ class Executor:
         flags = 0
         for kind in spec.namespaces:
             if kind is not NamespaceKind.PID:
-                flags |= plan.NAMESPACE_FLAGS[kind.value.encode()]
+                flags |= tables.NAMESPACE_FLAGS[kind.value.encode()]
         leaf = f"{spec.cgroup_path}/{spec.leaf}" if spec.leaf else spec.cgroup_path
         report, reports = wire.pair()
         report.setblocking(False)

@@ -16,7 +16,7 @@ from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
 
 from crishim.cgroups import effects
 from crishim.cgroups.planned import CgroupPlan
-from crishim.executor import child, plan
+from crishim.executor import child, plan, sentences
 from crishim.executor.execs import clone_into
 from crishim.executor.lower import lower
 from crishim.executor.prepare import StepFailed
@@ -245,7 +245,7 @@ class Hooks:
         while data := report.recv(4096):  # type: ignore[attr-defined]
             kind, index, code = child.REPORT.unpack_from(data)
             if kind == child.FAILED:
-                raise StepFailed(f"{what}: {plan.describe(steps[index], code, data[child.REPORT.size :])}")
+                raise StepFailed(f"{what}: {sentences.describe(steps[index], code, data[child.REPORT.size :])}")
         _check(info, what, told)
 
 

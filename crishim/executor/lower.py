@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-from crishim.executor.plan import label
+from crishim.executor.sentences import label
 from crishim.linux import process
 from crishim.linux.syscall import number
 

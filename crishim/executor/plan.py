@@ -7,131 +7,18 @@ The order is the order of the kernel's rules; `docs/architecture.md` gives the r
 
 from __future__ import annotations
 
-import os
+from crishim.executor.tables import NAMESPACE_FLAGS, RLIMITS, attributes, propagation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     Step = tuple[object, ...]
 
-#: /proc/PID/ns name to clone flag
-NAMESPACE_FLAGS = {
-    b"mnt": 0x20000,
-    b"pid": 0x20000000,
-    b"net": 0x40000000,
-    b"ipc": 0x8000000,
-    b"uts": 0x4000000,
-    b"cgroup": 0x2000000,
-    b"user": 0x10000000,
-    b"time": 0x80,
-}
-
 #: the pod's user namespace is joined and clocks are set by the starter, before the clone; that of cgroups is made by
 #: the child, or its root would be the monitor's cgroup
 NOT_BY_CLONE = (b"user", b"time", b"cgroup")
 
-#: mount flags by name to (bits to set, bits to clear, recursive) of mount_setattr(2)
-MOUNT_FLAGS = {
-    b"ro": (0x1, 0, False),
-    b"rw": (0, 0x1, False),
-    b"rro": (0x1, 0, True),
-    b"nosuid": (0x2, 0, False),
-    b"suid": (0, 0x2, False),
-    b"nodev": (0x4, 0, False),
-    b"dev": (0, 0x4, False),
-    b"noexec": (0x8, 0, False),
-    b"exec": (0, 0x8, False),
-    b"noatime": (0x10, 0x70, False),
-    b"relatime": (0, 0x70, False),
-    b"strictatime": (0x20, 0x70, False),
-    b"nodiratime": (0x80, 0, False),
-    b"nosymfollow": (0x200000, 0, False),
-}
-
 #: file systems that show what the kernel knows of a PID or network namespace
 _VIEWS = (b"proc", b"sysfs")
-
-_PROPAGATION = {b"rprivate": 1 << 18, b"rslave": 1 << 19, b"rshared": 1 << 20}
-
-#: by capability number (capabilities(7))
-CAPABILITIES = (
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_LINUX_IMMUTABLE",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST",
-    "CAP_NET_ADMIN",
-    "CAP_NET_RAW",
-    "CAP_IPC_LOCK",
-    "CAP_IPC_OWNER",
-    "CAP_SYS_MODULE",
-    "CAP_SYS_RAWIO",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_PACCT",
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_BOOT",
-    "CAP_SYS_NICE",
-    "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG",
-    "CAP_MKNOD",
-    "CAP_LEASE",
-    "CAP_AUDIT_WRITE",
-    "CAP_AUDIT_CONTROL",
-    "CAP_SETFCAP",
-    "CAP_MAC_OVERRIDE",
-    "CAP_MAC_ADMIN",
-    "CAP_SYSLOG",
-    "CAP_WAKE_ALARM",
-    "CAP_BLOCK_SUSPEND",
-    "CAP_AUDIT_READ",
-    "CAP_PERFMON",
-    "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE",
-)
-
-RLIMITS = {
-    b"RLIMIT_CPU": 0,
-    b"RLIMIT_FSIZE": 1,
-    b"RLIMIT_DATA": 2,
-    b"RLIMIT_STACK": 3,
-    b"RLIMIT_CORE": 4,
-    b"RLIMIT_RSS": 5,
-    b"RLIMIT_NPROC": 6,
-    b"RLIMIT_NOFILE": 7,
-    b"RLIMIT_MEMLOCK": 8,
-    b"RLIMIT_AS": 9,
-    b"RLIMIT_LOCKS": 10,
-    b"RLIMIT_SIGPENDING": 11,
-    b"RLIMIT_MSGQUEUE": 12,
-    b"RLIMIT_NICE": 13,
-    b"RLIMIT_RTPRIO": 14,
-    b"RLIMIT_RTTIME": 15,
-}
-
-
-def attributes(flags: list[bytes]) -> tuple[int, int, bool]:
-    """(set, clear, recursive) of mount_setattr(2) for names of MOUNT_FLAGS; KeyError for another name."""
-    set_ = clear = 0
-    recursive = False
-    for name in flags:
-        one_set, one_clear, one_recursive = MOUNT_FLAGS[name]
-        set_ = set_ & ~one_clear | one_set
-        clear = clear | one_clear
-        recursive = recursive or one_recursive
-    return set_, clear, recursive
-
-
-def propagation(name: bytes) -> int:
-    """The propagation bit of mount_setattr(2) for "rprivate", "rslave" or "rshared"."""
-    return _PROPAGATION[name]
 
 
 def init_steps(container: dict[str, object], opened: dict[bytes, int]) -> list[Step]:
@@ -360,67 +247,3 @@ def finish_steps(
 
 def _environment(entries: list[bytes]) -> list[tuple[bytes, bytes]]:
     return [tuple(entry.split(b"=", 1)) for entry in entries]  # type: ignore[misc]
-
-
-def label(step: Step) -> bytes:
-    """A line of JSON that tells of a step about to be taken: its name, and the path or program that it is about."""
-    name = str(step[0]).replace("_", " ")
-    about = next((item for item in step[1:] if isinstance(item, bytes) and item.startswith(b"/")), b"")
-    if step[0] == "execute":
-        about = step[1][0]  # type: ignore[index]
-    text = f"{name} {about.decode('utf-8', 'replace')}".rstrip()
-    quoted = "".join(
-        f"\\{letter}" if letter in '"\\' else letter if letter >= " " else f"\\u{ord(letter):04x}" for letter in text
-    )
-    return b'{"level":"debug","msg":"%b"}\n' % quoted.encode("utf-8", "replace")
-
-
-_SENTENCES = {
-    "enter_root": "entering the root file system",
-    "enter_root_on_host": "mounting the root file system in the bundle",
-    "leave_host": "entering the root file system",
-    "make_devices": "making the device nodes in /dev",
-    "bind_devices": "binding the device nodes in /dev",
-    "become_root": "becoming root in the user namespace",
-    "join_keyring": "joining a session keyring",
-    "join_cgroup": "joining the cgroup",
-    "join_namespace": "joining a namespace",
-    "open_console": "opening the console",
-    "set_capabilities": "setting the capabilities",
-    "load_seccomp": "loading the seccomp filter",
-    "write_sysctls": "writing a sysctl",
-    "set_no_new_privileges": "setting no_new_privs",
-}
-
-
-def describe(step: Step, code: int, detail: bytes) -> str:
-    """A sentence about the step that failed with errno `code` (0: not a system call's failure)."""
-    name = str(step[0])
-    why = os.strerror(code) if code else "failed"
-    text = detail.decode("utf-8", "replace")
-    if name in ("execute", "execute_path"):
-        executed: bytes = step[1] if name == "execute_path" else step[1][0]  # type: ignore[index, assignment]
-        command = executed.decode("utf-8", "replace")
-        if code == 2:
-            hint = "no such file or directory" if "/" in command else "executable file not found in $PATH"
-            return f'exec: "{command}": {hint}'
-        return f'exec: "{command}": {why.lower()}'
-    if name in ("attach", "attach_shm", "attach_filesystem", "mount_filesystem", "mount_tmpfs", "mount_cgroups"):
-        target = next(item for item in step[1:] if isinstance(item, bytes) and item.startswith(b"/"))
-        return f'mounting "{target.decode("utf-8", "replace")}": {why.lower()}{text and " (" + text + ")"}'
-    if name == "make_directory":
-        return f'directory "{step[1].decode("utf-8", "replace")}": {why.lower()}'  # type: ignore[attr-defined]
-    if name in ("make_cwd", "enter_cwd", "enter_cwd_as_root"):
-        path = step[1].decode("utf-8", "replace")  # type: ignore[attr-defined]
-        return f'working directory "{path}": {why.lower()}'
-    if name == "set_user":
-        return f"changing to uid {step[1]} gid {step[2]}: {why.lower()}"
-    if name == "set_rlimit":
-        kind = next(key.decode() for key, value in RLIMITS.items() if value == step[1])
-        return f"setting {kind} to {step[2]}:{step[3]}: {why.lower()}"
-    if name == "write_exec_attribute":
-        kind = "AppArmor profile" if step[2] else "SELinux label"
-        hint = "it is not loaded on this node" if code == 2 and step[2] else why.lower()
-        return f'{kind} "{step[3].decode("utf-8", "replace")}": {hint}'  # type: ignore[attr-defined]
-    sentence = _SENTENCES.get(name, name.replace("_", " "))
-    return f"{sentence}: {why.lower()}{text and ' (' + text + ')'}"

@@ -11,7 +11,7 @@ import os
 import stat
 
 from crishim.cgroups import effects
-from crishim.executor import plan
+from crishim.executor import plan, tables
 from crishim.linux import fs, mount, process
 
 TYPE_CHECKING = False
@@ -158,7 +158,7 @@ def _open_image(item: dict[str, object], seed: Seed, user: int) -> int:
     assert isinstance(source, bytes)
     if source:
         tree = seed.subtree(tree, source)
-    set_, clear, _ = plan.attributes(item["flags"])  # type: ignore[arg-type]
+    set_, clear, _ = tables.attributes(item["flags"])  # type: ignore[arg-type]
     mount.mount_setattr(tree, set_=set_, clear=clear, propagation=mount.MS_PRIVATE)
     return tree
 
@@ -175,10 +175,10 @@ def _open_bind(item: dict[str, object], make_missing: bool, user: int) -> tuple[
         os.makedirs(source, 0o755, exist_ok=True)
         tree = mount.open_tree(fs.AT_FDCWD, source, flags)
     try:
-        propagation = plan.propagation(item["propagation"])  # type: ignore[arg-type]
+        propagation = tables.propagation(item["propagation"])  # type: ignore[arg-type]
         if propagation != mount.MS_PRIVATE:
             _require_shared(source, propagation)
-        set_, clear, recursive = plan.attributes(item["flags"])  # type: ignore[arg-type]
+        set_, clear, recursive = tables.attributes(item["flags"])  # type: ignore[arg-type]
         if propagation != mount.MS_SHARED:  # a shared tree already is in the peer group of its source
             mount.mount_setattr(tree, propagation=propagation, recursive=True)
         if set_ or clear:
@@ -257,20 +257,20 @@ def clone_flags(container: dict[str, object]) -> int:
     """Flags of clone3(2) for the namespaces that are new: not those that come before or after it."""
     kinds = container["new_namespaces"]
     assert isinstance(kinds, list)
-    flags = plan.NAMESPACE_FLAGS[b"mnt"]
+    flags = tables.NAMESPACE_FLAGS[b"mnt"]
     for kind in kinds:
         if kind not in plan.NOT_BY_CLONE:
-            flags |= plan.NAMESPACE_FLAGS[kind]
+            flags |= tables.NAMESPACE_FLAGS[kind]
     return flags
 
 
 def namespaces_of(container: dict[str, object]) -> int:
     """Clone flags of the namespaces that the container does not share with its monitor."""
-    flags = plan.NAMESPACE_FLAGS[b"mnt"]
+    flags = tables.NAMESPACE_FLAGS[b"mnt"]
     for kind in (*container["new_namespaces"], *container["joined_namespaces"]):  # type: ignore[misc]
-        flags |= plan.NAMESPACE_FLAGS[kind]
+        flags |= tables.NAMESPACE_FLAGS[kind]
     if container["pid_namespace"] is not None:
-        flags |= plan.NAMESPACE_FLAGS[b"pid"]
+        flags |= tables.NAMESPACE_FLAGS[b"pid"]
     return flags
 
 
@@ -279,7 +279,7 @@ def open_cgroups(hierarchy: Hierarchy, path: str, index: int, item: dict[str, ob
 
     A bind of its own directory is what a container without a cgroup namespace may see.
     """
-    set_, clear, _ = plan.attributes(item["flags"])  # type: ignore[arg-type]
+    set_, clear, _ = tables.attributes(item["flags"])  # type: ignore[arg-type]
     for name, directory in effects.directories(hierarchy, path):
         try:
             tree = mount.open_tree(fs.AT_FDCWD, directory, mount.OPEN_TREE_CLONE)

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from typing import NamedTuple
 
-from crishim.executor.plan import CAPABILITIES
+from crishim.executor.tables import CAPABILITIES
 from crishim.linux import mount, process
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from crishim.cgroups.hierarchy import Hierarchy
 from crishim.errors import StartFailed, Unavailable
-from crishim.executor import child, plan, records, value, wire
+from crishim.executor import child, plan, records, sentences, value, wire
 from crishim.executor.connection import Connection, until_readable
 from crishim.executor.hook_values import hooks_cgroup, hooks_value
 from crishim.executor.requests import ExecExit, MonitoredContainer, StartedContainer
@@ -73,7 +73,7 @@ class ExecProcess:
         opened = {b"procs:%d" % number: 0 for number in range(len(procs))}  # type: ignore[arg-type]
         opened.update({b"target": 0, b"stdin": 0, b"stdout": 0, b"stderr": 0, b"proc": 0})
         steps = plan.exec_steps(self.body, opened, self.namespaces)
-        return plan.describe(steps[index], code, report[child.REPORT.size :])
+        return sentences.describe(steps[index], code, report[child.REPORT.size :])
 
     def send_signal(self, number: int) -> None:
         """Signal this process; one that is gone is fine."""

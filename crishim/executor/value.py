@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from crishim.cgroups.hierarchy import Hierarchy
 from crishim.cgroups.plan import plan as cgroup_plan
 from crishim.errors import InvalidSpec
-from crishim.executor import plan
+from crishim.executor import tables
 from crishim.model.process import (
     ContainerSpec,
     CpuAffinity,
@@ -113,7 +113,7 @@ def process_value(process: ProcessSpec) -> dict[str, object]:
     if io is not None and (io.kind not in _IO_CLASSES or not 0 <= io.priority <= 7):
         raise InvalidSpec(f"io_priority: {io.kind!r} {io.priority} is not a class with a priority of 0..7")
     for limit in process.rlimits:
-        if limit.kind.encode() not in plan.RLIMITS:
+        if limit.kind.encode() not in tables.RLIMITS:
             raise InvalidSpec(f"rlimits: {limit.kind!r} is not a resource limit")
         if limit.hard != -1 and (limit.soft == -1 or limit.soft > limit.hard):
             raise InvalidSpec(f"rlimits: {limit.kind} soft {limit.soft} is above hard {limit.hard}")
@@ -187,7 +187,7 @@ def capability_mask(names: frozenset[str]) -> int:
     mask = 0
     for name in names:
         try:
-            mask |= 1 << plan.CAPABILITIES.index(name)
+            mask |= 1 << tables.CAPABILITIES.index(name)
         except ValueError:
             raise InvalidSpec(f"capabilities: {name!r} is not a capability") from None
     return mask
@@ -290,7 +290,7 @@ def _mount_value(index: int, mount: MountSpec) -> dict[str, object]:
         # a fake /proc would let a container forge what we write there (CVE-2019-16884)
         raise InvalidSpec(f"{where}.target: {mount.target!r} cannot be mounted over")
     for flag in mount.flags:
-        if flag.encode() not in plan.MOUNT_FLAGS:
+        if flag.encode() not in tables.MOUNT_FLAGS:
             raise InvalidSpec(f"{where}.flags: {flag!r} is not a mount flag")
     if mount.kind == "bind" and not mount.source.startswith("/"):
         raise InvalidSpec(f"{where}.source: {mount.source!r} is not an absolute path")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from crishim.executor import child, plan, value
+from crishim.executor import child, plan, sentences, tables, value
 from crishim.executor.lower import Privileges, lower
 from crishim.model.process import (
     CpuAffinity,
@@ -278,7 +278,7 @@ def test_a_log_is_told_of_every_step_and_closed_before_the_last() -> None:
 
 
 def test_a_line_of_the_log_is_json_whatever_it_is_about() -> None:
-    line = plan.label(("attach", 3, b'/a"b\\c\n\xff', False))
+    line = sentences.label(("attach", 3, b'/a"b\\c\n\xff', False))
     assert json.loads(line) == {"level": "debug", "msg": 'attach /a"b\\c\n\ufffd'}
 
 
@@ -409,7 +409,7 @@ def test_a_new_cgroup_namespace_and_mounts_come_before_what_needs_them() -> None
     ],
 )
 def test_mount_flags(flags: tuple[str, ...], expected: tuple[int, int, bool]) -> None:
-    assert plan.attributes([flag.encode() for flag in flags]) == expected
+    assert tables.attributes([flag.encode() for flag in flags]) == expected
 
 
 @pytest.mark.parametrize(
@@ -431,4 +431,4 @@ def test_mount_flags(flags: tuple[str, ...], expected: tuple[int, int, bool]) ->
     ],
 )  # fmt: skip
 def test_a_failed_step_is_a_sentence(step: plan.Step, code: int, detail: bytes, sentence: str) -> None:
-    assert plan.describe(step, code, detail) == sentence
+    assert sentences.describe(step, code, detail) == sentence
