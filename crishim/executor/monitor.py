@@ -10,13 +10,12 @@ from __future__ import annotations
 import gc
 import os
 import time
-from _signal import pidfd_send_signal
 from _socket import AF_UNIX, SO_PEERCRED, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, SOL_SOCKET, SOMAXCONN, socket
 
 import crishim
 from crishim.cgroups import effects
 from crishim.cgroups.hierarchy import Hierarchy
-from crishim.executor import podinit, records, starter, userns, wire
+from crishim.executor import podinit, records, userns, wire
 from crishim.executor.init import InitProcess
 from crishim.executor.loop import Loop
 from crishim.executor.lower import Privileges
@@ -24,6 +23,7 @@ from crishim.executor.oom import OomKills
 from crishim.executor.poststop import Poststops
 from crishim.executor.prepare import StepFailed
 from crishim.executor.seed import Seed, make_pod_seed
+from crishim.executor.starts import Starts
 from crishim.linux import mount, net, process
 
 TYPE_CHECKING = False
@@ -49,8 +49,7 @@ class Monitor:
         #: by container id, running and exited, until the server forgets them
         self.containers: dict[bytes, InitProcess] = {}
         self.oom_kills = OomKills(hierarchy)
-        #: processes of starts under way
-        self.starters: set[int] = set()
+        self.starts = Starts(self)
         #: reaper of a shared PID namespace: (pid, pidfd), or None
         self.pod_init: tuple[int, int] | None = None
         self._pod_init_is_dead = False
@@ -150,7 +149,7 @@ class Monitor:
         try:
             message = wire.receive(connection)
         except wire.VersionError as error:  # our version is in the answer, so it tells a server what to do about us
-            self._reply(connection, wire.ERROR, 0, {"message": str(error)})
+            self.reply(connection, wire.ERROR, 0, {"message": str(error)})
             message = None
         except (OSError, wire.WireError):
             message = None
@@ -167,9 +166,9 @@ class Monitor:
         """Do what a message asks for and answer it."""
         try:
             if message.kind == wire.START_CONTAINER:
-                self._start(connection, message)
+                self.starts.begin(connection, message)
                 return
-            if message.kind == wire.CANCEL_START and self._cancel_start(connection, message):
+            if message.kind == wire.CANCEL_START and self.starts.cancel(connection, message):
                 return
             body, fds = self._answer(message)
             kind = wire.OK
@@ -183,7 +182,7 @@ class Monitor:
         finally:
             message.close()
         try:
-            self._reply(connection, kind, message.seq, body, fds)
+            self.reply(connection, kind, message.seq, body, fds)
         finally:
             if message.kind in (wire.OPEN_SOCKET, wire.OPEN_NETNS, wire.ATTACH):
                 for fd in fds:
@@ -221,9 +220,14 @@ class Monitor:
             raise StepFailed(f"the monitor does not know request {kind}")
         return {}, []
 
-    def _reply(
+    def is_connected(self, connection: socket) -> bool:
+        """Whether a server is still there to be answered."""
+        return connection in self._connections
+
+    def reply(
         self, connection: socket, kind: int, seq: int, body: dict[str, object], fds: list[int] | None = None
     ) -> None:
+        """Answer a request of a server; one that is gone is fine."""
         if connection not in self._connections:
             return
         try:
@@ -234,116 +238,6 @@ class Monitor:
     def _send(self, connection: socket, kind: int, seq: int, body: dict[str, object], fds: list[int] | None) -> None:
         version = self._versions.get(connection, wire.VERSION)
         wire.send(connection, kind, seq, self.sandbox_id, body, fds or [], version)
-
-    def _start(self, connection: socket, message: Message) -> None:
-        """Clone a starter; its answer comes through the loop, so that nothing here waits for a host path."""
-        body = message.body
-        container_id, spec = body["id"], body["spec"]
-        assert isinstance(container_id, bytes) and isinstance(spec, bytes)
-        known = self.containers.get(container_id)
-        if known is not None and known.exit is None:
-            if known.starter is connection:
-                raise StepFailed(f"container {_text(container_id)} is already started")
-            # the server that asked first died before the answer: this one asks again, and gets it
-            known.asking = (connection, message.seq)
-            if known.pidfd >= 0:
-                self._answer_start(known)
-            message.close()
-            return
-        init = InitProcess(body)
-        self.oom_kills.starting(init.cgroup, self._running())
-        init.starter, init.asking = connection, (connection, message.seq)
-        try:
-            init.open_log()
-            ours, theirs = wire.pair()
-            pid, pidfd = process.clone3(0)
-            if pid == 0:
-                starter.run(self, spec, message.fds, theirs)
-        except BaseException:
-            init.close(self.loop)
-            raise
-        theirs.close()
-        self.starters.add(pid)
-        init.starter_pidfd = pidfd
-        self.containers[container_id] = init
-
-        def answered() -> None:
-            self.loop.forget(ours.fileno())
-            self._started(init, ours)
-            ours.close()
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-            os.close(pidfd)
-            init.starter_pidfd = -1
-            self.starters.remove(pid)
-            for asking, seq in init.cancelling:
-                self._reply(asking, wire.OK, seq, {})
-
-        self.loop.watch(ours.fileno(), answered)
-
-    def _cancel_start(self, connection: socket, message: Message) -> bool:
-        """Kill the starter; the answer comes when it is gone, which a dead device may prevent. False: there is none."""
-        init = self.containers.get(message.body["id"])  # type: ignore[call-overload]
-        if init is None or init.starter_pidfd < 0:
-            return False
-        init.cancelling.append((connection, message.seq))
-        pidfd_send_signal(init.starter_pidfd, 9)
-        return True
-
-    def _started(self, init: InitProcess, answer: socket) -> None:
-        try:
-            message = wire.receive(answer)
-        except (OSError, wire.WireError):  # we had no descriptors left to receive
-            message = None
-        if message is None or message.kind == wire.ERROR:
-            self._undo_start(init, message)
-            text = _killed(init) if message is None else message.body["message"]
-            if init.asking is not None:
-                self._reply(init.asking[0], wire.ERROR, init.asking[1], {"message": text})
-            return
-        init.take(message.body, message.fds)
-        self.loop.watch(init.pidfd, lambda: self._init_exited(init))
-        init.watch_output(self.loop)
-        init.phases_ns = message.body["phases_ns"]  # type: ignore[assignment]
-        self._answer_start(init)
-
-    def _answer_start(self, init: InitProcess) -> None:
-        """To whom asked last; to the newest server as an event when that one is gone."""
-        body: dict[str, object] = {
-            "id": init.id,
-            "pid": init.pid,
-            "started_at_ns": init.started_at_ns,
-            "phases_ns": init.phases_ns,
-        }
-        asking, init.asking = init.asking, None
-        if asking is not None and asking[0] in self._connections:
-            self._reply(asking[0], wire.OK, asking[1], body, [init.pidfd])
-        else:
-            self._tell(wire.EVENT_CONTAINER_STARTED, body, [init.pidfd])
-
-    def _undo_start(self, init: InitProcess, message: Message | None) -> None:
-        """Nothing of a failed start stays: neither the process nor descriptors nor the cgroup."""
-        self._kill(init)
-        if message is not None and message.fds:
-            os.waitid(os.P_PIDFD, message.fds[0], os.WEXITED)
-            message.close()
-        elif message is None:
-            self._reap_strays()
-        del self.containers[init.id]
-        init.close(self.loop)
-        self._remove(init)
-        self.poststops.start(init.id, init.hooks)
-
-    def _reap_strays(self) -> None:
-        """Reap an init whose starter was killed before it could tell us of it, when the kill of its cgroup arrives."""
-        known = {init.pid for init in self.containers.values()} | self.starters | {*self.poststops.running.values()}
-        if self.pod_init is not None:
-            known.add(self.pod_init[0])
-        for _ in range(100):
-            with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
-                strays = {int(pid) for pid in file.read().split()} - known
-            if all(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None for pid in strays):
-                return
-            time.sleep(0.01)
 
     def _state(self) -> tuple[dict[str, object], list[int]]:
         fds: list[int] = []
@@ -398,7 +292,7 @@ class Monitor:
 
     # -- what happens --------------------------------------------------------------------------------------------------
 
-    def _init_exited(self, init: InitProcess) -> None:
+    def init_exited(self, init: InitProcess) -> None:
         """Reap, read what the cgroup knows, write the record, and only then tell.
 
         A disk that takes no record, or a cgroup that somebody removed, must not end the pod: what is known is told.
@@ -410,8 +304,8 @@ class Monitor:
         self.loop.forget(init.pidfd)
         init.close_pidfd()
         if not init.own_pid_namespace:
-            self._kill(init)  # with its own namespace the kernel has done it
-        oom_kills = self.oom_kills.of(init, self._running())  # before all that takes its time: systemd removes scopes
+            self.kill(init)  # with its own namespace the kernel has done it
+        oom_kills = self.oom_kills.of(init, self.running())  # before all that takes its time: systemd removes scopes
         init.drain(self.loop)
         killed_by = info.si_status if info.si_code != os.CLD_EXITED else None
         init.exit = {
@@ -428,20 +322,23 @@ class Monitor:
             records.write(self.directory, init.id, init.exit)
         except OSError:
             pass  # STATE still has it as long as we live
-        self._remove(init)
-        self._tell(wire.EVENT_CONTAINER_EXITED, init.exit)
+        self.remove(init)
+        self.tell(wire.EVENT_CONTAINER_EXITED, init.exit)
         self.poststops.start(init.id, init.hooks)
 
-    def _kill(self, init: InitProcess) -> None:
+    def kill(self, init: InitProcess) -> None:
+        """Kill all that is in the cgroup of a container."""
         try:
             effects.kill(self.hierarchy, init.cgroup)
         except OSError:
             pass  # the server kills again when it removes the container
 
-    def _running(self) -> list[InitProcess]:
+    def running(self) -> list[InitProcess]:
+        """Containers with a live init."""
         return [init for init in self.containers.values() if init.pidfd >= 0]
 
-    def _remove(self, init: InitProcess) -> None:
+    def remove(self, init: InitProcess) -> None:
+        """Remove the cgroup of a container."""
         if init.cgroup.endswith(".scope"):
             return  # systemd's: it would not notice that the cgroup is gone, and keep the unit
         try:
@@ -456,9 +353,10 @@ class Monitor:
         os.close(self.pod_init[1])
         self.pod_init = None
         self._pod_init_is_dead = True
-        self._tell(wire.EVENT_POD_INIT_EXITED, {})
+        self.tell(wire.EVENT_POD_INIT_EXITED, {})
 
-    def _tell(self, kind: int, body: dict[str, object], fds: list[int] | None = None) -> None:
+    def tell(self, kind: int, body: dict[str, object], fds: list[int] | None = None) -> None:
+        """Tell the newest server of an event, if there is one."""
         if not self._connections:
             return
         try:
@@ -472,7 +370,7 @@ class Monitor:
 
     def note(self, text: str) -> None:
         """What the server shall log."""
-        self._tell(wire.EVENT_NOTE, {"message": text})
+        self.tell(wire.EVENT_NOTE, {"message": text})
 
     def _rest(self) -> None:
         gc.collect(0)
@@ -484,12 +382,6 @@ def _write_sysctl(key: bytes, value: bytes) -> None:
         os.write(fd, value)
     finally:
         os.close(fd)
-
-
-def _killed(init: InitProcess) -> str:
-    if init.cancelling:
-        return "the start hung, and a stop ended it; a file system of a mount, or a device, may not answer"
-    return "the start was killed"
 
 
 def _text(value: object) -> str:

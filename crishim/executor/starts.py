@@ -1,0 +1,149 @@
+"""The starts under way in a monitor: each is a starter's work, and its answer comes through the loop."""
+
+from __future__ import annotations
+
+import os
+import time
+from _signal import pidfd_send_signal
+from _socket import socket
+
+from crishim.executor import starter, wire
+from crishim.executor.init import InitProcess
+from crishim.executor.prepare import StepFailed
+from crishim.linux import process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from crishim.executor.monitor import Monitor
+    from crishim.executor.wire import Message
+
+
+class Starts:
+    """The starters of one monitor, and who waits for them."""
+
+    __slots__ = ("_monitor", "_starters")
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        #: pids
+        self._starters: set[int] = set()
+
+    def begin(self, connection: socket, message: Message) -> None:
+        """Clone a starter; its answer comes through the loop, so that nothing here waits for a host path."""
+        body = message.body
+        container_id, spec = body["id"], body["spec"]
+        assert isinstance(container_id, bytes) and isinstance(spec, bytes)
+        known = self._monitor.containers.get(container_id)
+        if known is not None and known.exit is None:
+            if known.starter is connection:
+                raise StepFailed(f"container {container_id.decode('utf-8', 'replace')} is already started")
+            # the server that asked first died before the answer: this one asks again, and gets it
+            known.asking = (connection, message.seq)
+            if known.pidfd >= 0:
+                self._answer_start(known)
+            message.close()
+            return
+        init = InitProcess(body)
+        self._monitor.oom_kills.starting(init.cgroup, self._monitor.running())
+        init.starter, init.asking = connection, (connection, message.seq)
+        try:
+            init.open_log()
+            ours, theirs = wire.pair()
+            pid, pidfd = process.clone3(0)
+            if pid == 0:
+                starter.run(self._monitor, spec, message.fds, theirs)
+        except BaseException:
+            init.close(self._monitor.loop)
+            raise
+        theirs.close()
+        self._starters.add(pid)
+        init.starter_pidfd = pidfd
+        self._monitor.containers[container_id] = init
+
+        def answered() -> None:
+            self._monitor.loop.forget(ours.fileno())
+            self._started(init, ours)
+            ours.close()
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            os.close(pidfd)
+            init.starter_pidfd = -1
+            self._starters.remove(pid)
+            for asking, seq in init.cancelling:
+                self._monitor.reply(asking, wire.OK, seq, {})
+
+        self._monitor.loop.watch(ours.fileno(), answered)
+
+    def cancel(self, connection: socket, message: Message) -> bool:
+        """Kill the starter; the answer comes when it is gone, which a dead device may prevent. False: there is none."""
+        init = self._monitor.containers.get(message.body["id"])  # type: ignore[call-overload]
+        if init is None or init.starter_pidfd < 0:
+            return False
+        init.cancelling.append((connection, message.seq))
+        pidfd_send_signal(init.starter_pidfd, 9)
+        return True
+
+    def _started(self, init: InitProcess, answer: socket) -> None:
+        try:
+            message = wire.receive(answer)
+        except (OSError, wire.WireError):  # we had no descriptors left to receive
+            message = None
+        if message is None or message.kind == wire.ERROR:
+            self._undo_start(init, message)
+            text = _killed(init) if message is None else message.body["message"]
+            if init.asking is not None:
+                self._monitor.reply(init.asking[0], wire.ERROR, init.asking[1], {"message": text})
+            return
+        init.take(message.body, message.fds)
+        self._monitor.loop.watch(init.pidfd, lambda: self._monitor.init_exited(init))
+        init.watch_output(self._monitor.loop)
+        init.phases_ns = message.body["phases_ns"]  # type: ignore[assignment]
+        self._answer_start(init)
+
+    def _answer_start(self, init: InitProcess) -> None:
+        """To whom asked last; to the newest server as an event when that one is gone."""
+        body: dict[str, object] = {
+            "id": init.id,
+            "pid": init.pid,
+            "started_at_ns": init.started_at_ns,
+            "phases_ns": init.phases_ns,
+        }
+        asking, init.asking = init.asking, None
+        if asking is not None and self._monitor.is_connected(asking[0]):
+            self._monitor.reply(asking[0], wire.OK, asking[1], body, [init.pidfd])
+        else:
+            self._monitor.tell(wire.EVENT_CONTAINER_STARTED, body, [init.pidfd])
+
+    def _undo_start(self, init: InitProcess, message: Message | None) -> None:
+        """Nothing of a failed start stays: neither the process nor descriptors nor the cgroup."""
+        self._monitor.kill(init)
+        if message is not None and message.fds:
+            os.waitid(os.P_PIDFD, message.fds[0], os.WEXITED)
+            message.close()
+        elif message is None:
+            self._reap_strays()
+        del self._monitor.containers[init.id]
+        init.close(self._monitor.loop)
+        self._monitor.remove(init)
+        self._monitor.poststops.start(init.id, init.hooks)
+
+    def _reap_strays(self) -> None:
+        """Reap an init whose starter was killed before it could tell us of it, when the kill of its cgroup arrives."""
+        known = (
+            {init.pid for init in self._monitor.containers.values()}
+            | self._starters
+            | {*self._monitor.poststops.running.values()}
+        )
+        if self._monitor.pod_init is not None:
+            known.add(self._monitor.pod_init[0])
+        for _ in range(100):
+            with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
+                strays = {int(pid) for pid in file.read().split()} - known
+            if all(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None for pid in strays):
+                return
+            time.sleep(0.01)
+
+
+def _killed(init: InitProcess) -> str:
+    if init.cancelling:
+        return "the start hung, and a stop ended it; a file system of a mount, or a device, may not answer"
+    return "the start was killed"
