@@ -23,6 +23,7 @@ from _socket import (
 )
 
 from crishim.cgroups import effects
+from crishim.cgroups.delegation import delegate
 from crishim.cgroups.planned import CgroupPlan
 from crishim.executor import birth, child, plan, prepare, sentences, wire
 from crishim.executor.hooks import Hooks
@@ -121,8 +122,17 @@ def _start(monitor: Monitor, container: dict[str, object], given: list[int], sta
 def _make_cgroup(monitor: Monitor, container: dict[str, object]) -> None:
     try:
         effects.create(monitor.hierarchy, CgroupPlan.from_value(container["cgroup_plan"]))  # type: ignore[arg-type]
+        if monitor.user is not None and _may_write_cgroup(container):
+            root = monitor.user.host_uid(0), monitor.user.host_gid(0)
+            delegate(monitor.hierarchy, str(container["cgroup"]), *root)
     except OSError as error:
         raise StepFailed(f'making the cgroup "{container["cgroup"]}": {error.strerror or error}') from None
+
+
+def _may_write_cgroup(container: dict[str, object]) -> bool:
+    mounts = container["mounts"]
+    assert isinstance(mounts, list)
+    return any(mount["kind"] == b"cgroup" and b"ro" not in mount["flags"] for mount in mounts)
 
 
 def _open_sources(monitor: Monitor, container: dict[str, object], opened: Opened) -> None:

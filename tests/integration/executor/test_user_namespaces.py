@@ -18,6 +18,7 @@ from tests.support.container import (
     IDLE,
     MOUNTS,
     NAMESPACES,
+    Container,
     Pod,
     all_capabilities,
     program,
@@ -227,6 +228,26 @@ def test_root_inside_can_change_its_network_and_not_the_hosts(make_user_pod: Mak
 def test_limits_that_need_the_hosts_root_are_set_before(pod: Pod) -> None:
     ended = pod.run(script("cat /proc/self/oom_score_adj; nice", oom_score_adj=321))
     assert ended.lines[0] == "321"
+
+
+def test_a_writable_cgroup_is_handed_to_root_of_the_pod_and_its_limits_are_not(pod: Pod) -> None:
+    tree = pod.node.hierarchy.mount
+    if not tree:
+        pytest.skip("this node has no cgroup v2 tree")
+    writable = tuple(
+        MountSpec("/sys/fs/cgroup", "cgroup", flags=("nosuid", "noexec", "nodev")) if each.kind == "cgroup" else each
+        for each in MOUNTS
+    )
+    given, kept = pod.start(program(*IDLE), mounts=writable), pod.start(program(*IDLE))
+
+    def owners(container: Container) -> dict[str, int]:
+        directory = Path(os.fsdecode(tree) + container.spec.cgroup.path)
+        names = ("", "cgroup.procs", "cgroup.subtree_control", "cgroup.max.depth", "cgroup.kill")
+        return {name: (directory / name).stat().st_uid for name in names}
+
+    handed = {"": HOST_ID, "cgroup.procs": HOST_ID, "cgroup.subtree_control": HOST_ID}
+    assert owners(given) == {**handed, "cgroup.max.depth": 0, "cgroup.kill": 0}
+    assert set(owners(kept).values()) == {0}
 
 
 def test_a_user_that_is_not_mapped_is_a_sentence(pod: Pod) -> None:
