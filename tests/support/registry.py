@@ -177,7 +177,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until_listening(host: str, process: subprocess.Popen[bytes], deadline_s: float = 15.0) -> None:
+def wait_until_listening(host: str, process: subprocess.Popen[bytes], deadline_s: float = 60.0) -> None:
     """Return when the server accepts connections; AssertionError when it died or the time is over."""
     name, _, port = host.rpartition(":")
     end = time.monotonic() + deadline_s

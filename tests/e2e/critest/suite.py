@@ -70,7 +70,7 @@ def serving(node: Node) -> Iterator[Suite]:
     # the same configuration and files again, this time where the server sees the port
     node.start("docker-registry", "serve", directory / "config.yml", log="registry")
     url = f"http://{registry.host}"
-    wait_until(lambda: node.http("GET", f"{url}/v2/").status == 200, deadline_s=15, what="the registry in the node")
+    wait_until(lambda: node.http("GET", f"{url}/v2/").status == 200, deadline_s=60, what="the registry in the node")
     mirrors = "".join(f'"{name}" = ["{url}"]\n' for name in REGISTRIES)
     runtime = Crishim(node, more=f'[containers]\nseccomp_profile_dir = "/tmp"\n[images.mirrors]\n{mirrors}')
     runtime.start()
