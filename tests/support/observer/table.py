@@ -57,7 +57,7 @@ class Known:
         """Whether the row lists this difference."""
         return (
             self.holds(machine | {difference.container, difference.role})
-            and any(fnmatchcase(difference.observable, pattern) for pattern in self.observables)
+            and any(_any_like((difference.observable,), pattern) for pattern in self.observables)
             and all(self._fits(name, difference.values) for name in difference.values)
         )
 
@@ -109,16 +109,24 @@ def unlisted(found: Iterable[Difference], known: list[Known], machine: frozenset
     return [each for each in found if not any(row.explains(each, machine) for row in known)]
 
 
-def vanished(found: list[Difference], known: Iterable[Known], machine: frozenset[str]) -> list[str]:
-    """Patterns of rows about this machine that explain nothing any more."""
+def vanished(answers: Answers, known: Iterable[Known], machine: frozenset[str]) -> list[str]:
+    """Patterns of rows about this machine that explain nothing any more, though it has what they are about."""
+    found = differences(answers)
+    seen = {
+        name for runtime in answers.values() for roles in runtime.values() for said in roles.values() for name in said
+    }
     gone = []
     for row in known:
         if not row.holds(machine | _KINDS[0] | _KINDS[1]):
             continue
-        explained = [each.observable for each in found if row.explains(each, machine)]
+        explained = {each.observable for each in found if row.explains(each, machine)}
         gone += [
             f"{pattern}: {row.reason}"
             for pattern in row.observables
-            if not any(fnmatchcase(observable, pattern) for observable in explained)
+            if _any_like(seen, pattern) and not _any_like(explained, pattern)
         ]
     return gone
+
+
+def _any_like(names: Iterable[str], pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
