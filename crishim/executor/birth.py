@@ -94,7 +94,8 @@ def _enter_user_namespace(monitor: Monitor, container: dict[str, object], roles:
             child.FUNCTIONS[str(step[0])](*step[1:])
         except OSError as error:
             raise StepFailed(sentences.describe(step, error.errno or 0, b"")) from None
-    monitor.seed.enter()
+    if b"bundle" not in roles:
+        monitor.seed.enter()
     _join(b"user", roles[b"user"])
 
 

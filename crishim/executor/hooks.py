@@ -16,7 +16,7 @@ from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
 
 from crishim.cgroups import effects
 from crishim.cgroups.planned import CgroupPlan
-from crishim.executor import child, plan, sentences
+from crishim.executor import child, plan, sentences, userns
 from crishim.executor.execs import clone_into
 from crishim.executor.lower import lower
 from crishim.executor.prepare import StepFailed
@@ -65,12 +65,6 @@ class Hooks:
     def are_early(self) -> bool:
         """Whether one wants to run before the root is entered."""
         return any(stage in self.stages for stage in EARLY)
-
-    def refuse_in_user_namespace(self) -> None:
-        """A starter that joined one has no rights left on the host to run a hook with; StepFailed names the stage."""
-        for stage in self.stages:
-            if stage != b"poststop":
-                raise StepFailed(f"a {stage.decode()} hook cannot run for a container in a user namespace")
 
     def run(self, stage: bytes, pid: int = 0, target: int = -1, namespaces: int = 0) -> None:
         """Run the hooks of a stage; StepFailed tells the first that fails.
@@ -201,11 +195,16 @@ class Hooks:
             child.set_oom_score_adj(self.proc, b"0")
             if target >= 0:
                 process.setns(target, namespaces)
+                if namespaces & process.CLONE_NEWUSER:
+                    userns.become_root()
             else:
                 for flag, fd in self.home.items():
                     process.setns(fd, flag)
             os.umask(0o022)
-            os.chdir(self.bundle)
+            try:
+                os.chdir(self.bundle)
+            except PermissionError:
+                os.chdir("/")  # root of a user namespace may not go there
             for place, fd in enumerate((state, output, output)):
                 os.dup2(fd, place)
             child.reset_signals()

@@ -80,15 +80,15 @@ def hold_shm(index: int, tree: int) -> None:
     _shm[index] = tree
 
 
-def enter_root_on_host(root: int, place: bytes) -> None:
-    """Mount the detached root at a place of the host's tree, of which this mount namespace has a copy, and enter it.
+def enter_root_on_host(root: int) -> None:
+    """Mount the detached root over the working directory, in the copy of the host's tree that we have, and enter it.
 
     For hooks, which find both there. What is mounted here does not reach the host.
     """
     global _host_root
     _host_root = open_root()
     mount.mount_setattr(_host_root, propagation=mount.MS_SLAVE, recursive=True)
-    where = os.open(place, _ROOT_FLAGS | os.O_NOFOLLOW | os.O_CLOEXEC)
+    where = os.open(".", _ROOT_FLAGS | os.O_CLOEXEC)
     mount.move_mount(root, where)
     os.close(where)
     os.fchdir(root)

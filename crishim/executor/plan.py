@@ -52,7 +52,7 @@ def init_steps(container: dict[str, object], opened: dict[bytes, int]) -> list[S
     if inside:
         steps += _views(mounts, opened)
     if on_host:
-        steps.append(("enter_root_on_host", opened[b"root"], container["hooks"]["bundle"] + b"/rootfs"))  # type: ignore[index]
+        steps.append(("enter_root_on_host", opened[b"root"]))
     else:
         steps.append(("enter_root", opened[b"root"]))
     steps += _mount_steps(container, mounts, opened)

@@ -25,15 +25,14 @@ from _socket import (
 from crishim.cgroups import effects
 from crishim.cgroups.delegation import delegate
 from crishim.cgroups.planned import CgroupPlan
-from crishim.executor import birth, child, plan, prepare, sentences, wire
+from crishim.executor import birth, child, hook_runner, plan, prepare, sentences, wire
+from crishim.executor.hook_runner import HookRunner
 from crishim.executor.hooks import Hooks
 from crishim.executor.prepare import Opened, StepFailed
-from crishim.linux import fs, process
+from crishim.linux import fs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from crishim.executor.monitor import Monitor
 
 
@@ -102,16 +101,10 @@ def _start(monitor: Monitor, container: dict[str, object], given: list[int], sta
     reports.close()
     opened.close_but(b"console", b"pidfd")
     times.append(time.monotonic_ns())
+    _await_report(started, steps, report, opened.by_role, hooks)
     if hooks is not None:
-        process.setns(hooks.own_pid_namespace(), process.CLONE_NEWPID)  # they must not be born where the init was
-
-    def run_hooks(place: int) -> None:
-        _run_hooks(monitor, container, hooks, started, place)
-
-    _await_report(started, steps, report, opened.by_role, run_hooks)
-    if hooks is not None:
-        hooks.run(b"poststart", started.pid)
-        hooks.tidy()
+        hooks.run(hook_runner.AFTER_EXECUTE, started.pid, started.pidfd)
+        hooks.end()
     times.append(time.monotonic_ns())
     if b"pidfd" in opened.by_role:
         wire.hand_over(opened.by_role[b"pidfd"], started.pidfd, b"standard")
@@ -171,43 +164,31 @@ def _open_user_namespace(monitor: Monitor, container: dict[str, object], opened:
     return roles.get(b"user", -1)
 
 
-def _open_hooks(monitor: Monitor, container: dict[str, object], opened: Opened) -> Hooks | None:
-    """The container's hooks; for early ones also what a child needs that is born in a copy of the host's tree."""
+def _open_hooks(monitor: Monitor, container: dict[str, object], opened: Opened) -> HookRunner | None:
+    """Who runs the container's hooks; for early ones also what a child needs that is born in a copy of the host's tree.
+
+    That finds its root's place in the bundle as its working directory: who is root of a user namespace alone has no
+    way to it through our directories.
+    """
     value = container["hooks"]
     if value is None:
         return None
     hooks = Hooks(value, monitor.hierarchy, monitor.seed.proc, monitor.home)  # type: ignore[arg-type]
-    if b"user" in opened.by_role:
-        hooks.refuse_in_user_namespace()
+    runner = HookRunner(monitor, container, hooks)
     if not hooks.are_early():
-        return hooks
+        return runner
     place = hooks.bundle + b"/rootfs"
     try:
         opened.by_role[b"bundle"] = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        os.fchdir(opened.by_role[b"bundle"])
     except OSError as error:
         where = place.decode("utf-8", "replace")
         raise StepFailed(f'the bundle\'s "{where}": {os.strerror(error.errno or 0).lower()}') from None
     for index, item in enumerate(container["mounts"]):  # type: ignore[arg-type, var-annotated]
         if item["kind"] == b"shm":
             opened.by_role[b"shm:%d" % index] = monitor.seed.open_tree(b"/shm")
-    return hooks
-
-
-def _run_hooks(
-    monitor: Monitor, container: dict[str, object], hooks: Hooks | None, started: Started, place: int
-) -> None:
-    """The hooks that the child stands still for."""
-    assert hooks is not None
-    namespaces = prepare.namespaces_of(container)
-    if place == 1:
-        hooks.run_inside(container, started.pid, started.pidfd, namespaces, monitor.privileges)
-        return
-    hooks.run(b"prestart", started.pid)
-    hooks.run(b"createRuntime", started.pid)
-    if container["pid_namespace"] is not None:
-        # others are in there: nobody may find a process that has the host's tree
-        namespaces &= ~process.CLONE_NEWPID
-    hooks.run(b"createContainer", started.pid, started.pidfd, namespaces)
+            os.fchdir(opened.by_role[b"bundle"])  # a way through the seed and back ends in the root
+    return runner
 
 
 def _open_stdio(container: dict[str, object], given: list[int], opened: Opened, started: Started, owner: int) -> None:
@@ -255,7 +236,7 @@ def _await_report(
     steps: list[plan.Step],
     report: socket,
     roles: dict[bytes, int],
-    run_hooks: Callable[[int], None],
+    hooks: HookRunner | None,
 ) -> None:
     """Until the child reached execve(2) (end of file) or told what failed; runs hooks when it stands still for them."""
     ready = False
@@ -271,7 +252,8 @@ def _await_report(
         kind, index, code = child.REPORT.unpack_from(data)
         ready = ready or kind == child.READY
         if kind == child.HOOKS:
-            run_hooks(index)
+            assert hooks is not None
+            hooks.run(index, started.pid, started.pidfd)
             report.send(b"1", MSG_NOSIGNAL)
         if kind == child.FAILED:
             raise StepFailed(sentences.describe(steps[index], code, data[child.REPORT.size :]))

@@ -129,7 +129,7 @@ class Places:
         """Make what the hooks of a container find in its bundle; the spec that names it."""
         bundle = self._bundle(sandbox_id, spec.id)
         try:
-            (bundle / ROOT).mkdir(mode=0o700, parents=True, exist_ok=True)
+            (bundle / ROOT).mkdir(mode=0o755, parents=True, exist_ok=True)
         except OSError as error:
             raise Exhausted(f"the directory {bundle} cannot be made: {error.strerror}") from error
         _write(bundle / "config.json", json.dumps(oci_config(spec)).encode("ascii"))

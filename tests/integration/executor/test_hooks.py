@@ -18,6 +18,7 @@ from crishim import Container, Hook, Hooks, Process, ProcessSpec, User, isolated
 from crishim.cgroups import effects
 from crishim.errors import InvalidSpec, StartFailed
 from crishim.model.process import MountSpec
+from crishim.model.sandbox import IdMapping
 from crishim.process import close_engine, open_engine
 from crishim.process.engine import cgroup_root
 from crishim.spec.capabilities import DEFAULT
@@ -190,6 +191,39 @@ def test_a_container_with_hooks_finds_nothing_of_the_host_in_its_mounts(make: Ma
         return {line.split()[4] for line in table.splitlines()}
 
     assert places(hooked) == places(plain)
+
+
+def test_hooks_in_all_places_run_for_a_container_in_a_user_namespace(root: Path, tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    marks.chmod(0o777)
+    for parent in (marks, *marks.parents):
+        if parent.stat().st_uid == 0 and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+
+    def mark(stage: str, where: Path | str) -> Hook:
+        return sh(f"(id -u; readlink /proc/self/ns/user; cat) > {where}/{stage}")
+
+    hooks = {stage: (mark(stage, marks),) for stage in STAGES}
+    hooks["start_container"] = (mark("start_container", "/marks"),)
+    spec = isolated(root, id=f"hooked-{os.getpid()}-user")
+    maps = (IdMapping(0, 200_000, 65536),)
+    spec = replace(spec, hooks=Hooks(**hooks), mounts=(*spec.mounts, MountSpec("/marks", source=str(marks))))
+    with Container(spec, uid_mappings=maps, gid_mappings=maps) as container:
+        init = Process(IDLE)
+        container.start(init)
+        inner = os.readlink(f"/proc/{init.pid}/ns/user")
+        assert "/marks" in Path(f"/proc/{init.pid}/mountinfo").read_text()
+        assert str(tmp_path) not in "".join(
+            line.split()[4] for line in Path(f"/proc/{init.pid}/mountinfo").read_text().splitlines()
+        )
+    outer = os.readlink("/proc/self/ns/user")
+    assert inner != outer
+    for stage in STAGES:
+        uid, namespace, state = (marks / stage).read_text().splitlines()
+        is_inside = stage in ("create_container", "start_container")
+        assert (uid, namespace) == ("0", inner if is_inside else outer), stage
+        assert json.loads(state)["id"] == container.spec.id
 
 
 def test_a_start_container_hook_is_what_the_process_will_be(make: Make, tmp_path: Path) -> None:
