@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -193,30 +194,29 @@ def test_a_container_with_hooks_finds_nothing_of_the_host_in_its_mounts(make: Ma
     assert places(hooked) == places(plain)
 
 
-def test_hooks_in_all_places_run_for_a_container_in_a_user_namespace(root: Path, tmp_path: Path) -> None:
-    marks = tmp_path / "marks"
-    marks.mkdir()
-    marks.chmod(0o777)
-    for parent in (marks, *marks.parents):
-        if parent.stat().st_uid == 0 and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o011)
+@pytest.fixture
+def marks() -> Iterator[Path]:
+    """A directory that anybody reaches and may write to: those of pytest are closed."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
 
+
+def test_hooks_in_all_places_run_for_a_container_in_a_user_namespace(root: Path, marks: Path) -> None:
     def mark(stage: str, where: Path | str) -> Hook:
         return sh(f"(id -u; readlink /proc/self/ns/user; cat) > {where}/{stage}")
 
     hooks = {stage: (mark(stage, marks),) for stage in STAGES}
     hooks["start_container"] = (mark("start_container", "/marks"),)
-    spec = isolated(root, id=f"hooked-{os.getpid()}-user")
-    maps = (IdMapping(0, 200_000, 65536),)
+    spec = isolated(root, id=f"hooked-{os.getpid()}-user", ids=IdMapping(0, 200_000, 65536))
     spec = replace(spec, hooks=Hooks(**hooks), mounts=(*spec.mounts, MountSpec("/marks", source=str(marks))))
-    with Container(spec, uid_mappings=maps, gid_mappings=maps) as container:
+    with Container(spec) as container:
         init = Process(IDLE)
         container.start(init)
         inner = os.readlink(f"/proc/{init.pid}/ns/user")
         assert "/marks" in Path(f"/proc/{init.pid}/mountinfo").read_text()
-        assert str(tmp_path) not in "".join(
-            line.split()[4] for line in Path(f"/proc/{init.pid}/mountinfo").read_text().splitlines()
-        )
+        places = {line.split()[4] for line in Path(f"/proc/{init.pid}/mountinfo").read_text().splitlines()}
+        assert not [place for place in places if place.startswith("/tmp")], "the host's tree is gone"
     outer = os.readlink("/proc/self/ns/user")
     assert inner != outer
     for stage in STAGES:
