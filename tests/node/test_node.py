@@ -19,11 +19,9 @@ from tests.node.results import Result
 
 #: what a machine with other cgroup trees, another init or no AppArmor cannot show, and fits into minutes of emulation
 SUBSET = (
-    "tests/node/on_node/test_systemd.py",
-    "tests/node/on_node/test_systemd_driver.py",
+    "tests/node/on_node/test_apparmor.py",
     "tests/node/on_node/test_limits_of_v2.py",
-    "tests/integration/test_cgroups.py",
-    "tests/integration/test_seccomp.py",
+    "tests/node/on_node/test_systemd_driver.py",
 )
 PROGRAMS = ("qemu-system-x86_64", "debootstrap", "mke2fs")
 _NEEDED_BYTES = 4 << 30

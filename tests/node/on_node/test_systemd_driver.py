@@ -15,9 +15,8 @@ import pytest
 from crishim.cgroups.hierarchy import detect
 from crishim.cri.client import messages as m
 from crishim.errors import CrishimError
-from crishim.images.demo import build_demo_image
 from tests.node.service import SERVICE, SystemdService, systemctl
-from tests.support.server import container_config, load_demo_image, pod_config, wait_until
+from tests.support.server import container_config, pod_config, wait_until
 
 pytestmark = pytest.mark.skipif(
     detect().mode != "v2" or os.geteuid() != 0 or not Path("/run/systemd/system").is_dir(),
@@ -45,18 +44,9 @@ PROPERTIES = {
 }
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SystemdService]:
-    server = SystemdService(tmp_path_factory.mktemp("driver") / "node")
-    try:
-        server.start()
-        build_demo_image(server.directory / "demo.tar")
-        load_demo_image(server, server.directory / "demo.tar")
-        yield server
-    finally:
-        server.close()
-    assert "crishim" not in systemctl("list-units", "--failed", "--plain", "--no-legend")
-    assert server.units() == []
+@pytest.fixture
+def server(systemd_server: SystemdService) -> SystemdService:
+    return systemd_server
 
 
 @pytest.fixture
