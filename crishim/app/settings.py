@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from crishim.app.cgroups import Cgroups
@@ -15,6 +16,9 @@ from crishim.spec.capabilities import KNOWN
 from crishim.spec.facts import NodeAbilities
 from crishim.spec.sandbox import checked_sysctls
 
+#: there when SELinux is enabled. Source: selinuxfs of the kernel
+SELINUX = "/sys/fs/selinux/enforce"
+
 
 def settings_of(config: Config, cgroups: Cgroups, executor: Executor, apparmor: AppArmorProfiles) -> Settings:
     """What the use cases are configured with. InvalidSpec and Unsupported name the key that cannot be honoured."""
@@ -24,6 +28,7 @@ def settings_of(config: Config, cgroups: Cgroups, executor: Executor, apparmor: 
         machine=node.machine,
         capabilities=node.capabilities,
         apparmor=apparmor.enabled,
+        selinux=os.path.exists(SELINUX),
         apparmor_default=apparmor.default,
         apparmor_problem=apparmor.problem,
         recursive_read_only=node.recursive_read_only,

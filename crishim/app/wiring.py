@@ -93,6 +93,8 @@ class Server:
             logger.warning("containers that name no AppArmor profile are unconfined: %s", self._apparmor.problem)
         self._cgroups = cgroups
         self._settings = self._translate(config)
+        if self._settings.node.selinux:
+            logger.warning("SELinux is enabled, but selinux_options and selinux_relabel are not applied")
         self._units = Units(cgroups.systemd, executor)
         self._boot_id = current_boot_id()
         self._store = Store(state, self._boot_id)

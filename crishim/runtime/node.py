@@ -71,6 +71,7 @@ class Node:
             "networkMode": self._settings.network_mode,
             "seccompProfileDir": self._settings.seccomp_profile_dir,
             "appArmor": _apparmor(self._settings.node),
+            "seLinux": {"enabled": self._settings.node.selinux, "labelsApplied": False},
             "runtimeHandlers": list(self._settings.handlers),
             "defaultRuntimeHandler": self._settings.default_handler,
             "noUserNamespaces": self._settings.no_user_namespaces,

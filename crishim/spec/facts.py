@@ -22,6 +22,8 @@ class NodeAbilities:
     #: our own bounding set, by name ("CAP_CHOWN"): nobody can be given more
     capabilities: frozenset[str]
     apparmor: bool = False
+    #: SELinux is enabled; labels are not applied
+    selinux: bool = False
     #: AppArmor profile of containers that name none; None leaves them unconfined
     apparmor_default: str | None = None
     #: why the default profile could not be loaded, as a sentence; "" when it was, or none is wanted
