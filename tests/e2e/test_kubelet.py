@@ -15,7 +15,7 @@ from tests.e2e import tools
 from tests.e2e.kubelet import Kubelet, leftovers_of_pods
 from tests.e2e.node import Node, hierarchy_with, wait_until
 from tests.e2e.pods import container, pod
-from tests.e2e.runtimes import Containerd, Crishim, chosen
+from tests.e2e.runtimes import IMAGE, Containerd, Crishim, chosen
 
 LIMIT_BYTES = 64 << 20
 
@@ -166,6 +166,24 @@ def test_a_pod_with_users_of_its_own_runs_as_nobody_of_the_node(cluster: Cluster
     finally:
         cluster.kubelet.delete("users")
     wait_until(lambda: "users" not in cluster.kubelet.pods(), deadline_s=60, what="the pod to be gone")
+
+
+def test_a_pod_mounts_an_image_and_a_part_of_it(cluster: Cluster) -> None:
+    """Image volumes, KEP-4639: the kubelet pulls or finds the image, and the runtime mounts it."""
+    script = "cat /part/passwd | head -n1; ls /whole/etc/passwd; touch /whole/new || echo refused; exec sleep infinity"
+    mounts = [
+        {"name": "image", "mountPath": "/whole"},
+        {"name": "image", "mountPath": "/part", "subPath": "etc"},
+    ]
+    volume = {"name": "image", "image": {"reference": IMAGE, "pullPolicy": "Never"}}
+    cluster.kubelet.apply(pod("images", container("main", script, volumeMounts=mounts), volumes=[volume]))
+    try:
+        cluster.kubelet.wait_ready("images")
+        said = cluster.kubelet.logs("images", "main")
+        assert "root:x:0:0" in said and "/whole/etc/passwd" in said and "refused" in said, said
+    finally:
+        cluster.kubelet.delete("images")
+    wait_until(lambda: "images" not in cluster.kubelet.pods(), deadline_s=60, what="the pod to be gone")
 
 
 def test_a_restarted_kubelet_finds_the_same_containers(cluster: Cluster) -> None:
