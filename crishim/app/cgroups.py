@@ -7,7 +7,7 @@ from collections.abc import Callable
 from crishim.cgroups import units
 from crishim.cgroups.hierarchy import Hierarchy, detect
 from crishim.cgroups.planned import CgroupPlan
-from crishim.cgroups.systemd import Systemd, is_booted
+from crishim.cgroups.systemd import Systemd, has_bus, is_booted
 from crishim.config import Config
 from crishim.errors import InvalidSpec, Unsupported
 from crishim.model.node import CgroupDriver
@@ -17,9 +17,9 @@ from crishim.spec.cgroup import own_monitors, slice_path
 class Cgroups:
     """The driver, the root of our own cgroups, and systemd where it is the machine's init."""
 
-    def __init__(self, config: Config, hierarchy: Hierarchy, systemd: Systemd | None) -> None:
-        """Unsupported and InvalidSpec name the key that this machine cannot honour."""
-        self.driver = _driver(config.cgroups.driver, hierarchy.mode, booted=systemd is not None)
+    def __init__(self, config: Config, hierarchy: Hierarchy, systemd: Systemd | None, *, bus: bool = True) -> None:
+        """Unsupported and InvalidSpec name the key that this machine cannot honour. bus: whether D-Bus is there."""
+        self.driver = _driver(config.cgroups.driver, hierarchy.mode, booted=systemd is not None, bus=bus)
         self.systemd = systemd
         #: "/crishim.slice": what is not below a cgroup parent of the kubelet
         self.root = _root(config, self.driver)
@@ -29,7 +29,7 @@ class Cgroups:
     @classmethod
     def of(cls, config: Config) -> Cgroups:
         """Those of this machine."""
-        return cls(config, detect(), Systemd() if is_booted() else None)
+        return cls(config, detect(), Systemd() if is_booted() else None, bus=has_bus())
 
     def place(self) -> Callable[[int], None] | None:
         """Moves a zygote into the monitors' scope, before it does anything; None when it goes to its cgroup itself."""
@@ -43,13 +43,13 @@ class Cgroups:
         return lambda pid: systemd.join(name, pid, properties)
 
 
-def _driver(asked: str, mode: str, *, booted: bool) -> CgroupDriver:
-    """The driver that is asked for; "auto" is systemd where that is init and has one v2 tree to itself."""
+def _driver(asked: str, mode: str, *, booted: bool, bus: bool) -> CgroupDriver:
+    """The driver that is asked for; "auto" is systemd where that is init, has a bus and one v2 tree to itself."""
     if asked == "systemd" and not booted:
         raise Unsupported('cgroups.driver: "systemd" needs systemd as the init of this machine; use "cgroupfs"')
     if asked == "systemd" and mode != "v2":
         raise Unsupported(f'cgroups.driver: "systemd" needs cgroup v2 alone, and this node is {mode}; use "cgroupfs"')
-    if asked == "systemd" or (asked == "auto" and booted and mode == "v2"):
+    if asked == "systemd" or (asked == "auto" and booted and bus and mode == "v2"):
         return CgroupDriver.SYSTEMD
     return CgroupDriver.CGROUPFS
 

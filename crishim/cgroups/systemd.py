@@ -24,6 +24,7 @@ _MANAGER = DBusAddress(
 )
 _ERROR = "org.freedesktop.systemd1."
 _BOOTED = "/run/systemd/system"
+_BUS = "/run/dbus/system_bus_socket"
 _DEADLINE_S = 30.0
 #: arguments of StartTransientUnit: name, mode, properties, auxiliary units
 _START = "ssa(sv)a(sa(sv))"
@@ -42,6 +43,11 @@ class UnitError(Exception):
 def is_booted() -> bool:
     """Whether systemd is this machine's init. Source: sd_booted(3)."""
     return os.path.isdir(_BOOTED)
+
+
+def has_bus() -> bool:
+    """Whether the system bus listens where it always does; a node may have systemd without it."""
+    return os.path.exists(_BUS)
 
 
 def _connect() -> DBusConnection:

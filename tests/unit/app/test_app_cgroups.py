@@ -57,6 +57,12 @@ def test_a_driver_that_the_node_cannot_have_is_refused(mode: str, booted: bool, 
         cgroups("systemd", mode, booted=booted)
 
 
+def test_a_node_without_a_bus_is_not_taken_for_one_with_the_systemd_driver() -> None:
+    hierarchy = Hierarchy("v2", b"/c", {})
+    assert Cgroups(Config(), hierarchy, FakeSystemd(), bus=False).driver is CgroupDriver.CGROUPFS
+    assert Cgroups(Config(), hierarchy, FakeSystemd(), bus=True).driver is CgroupDriver.SYSTEMD
+
+
 def test_our_own_cgroups_are_named_after_the_instance() -> None:
     default = cgroups("systemd")
     assert (default.root, default.monitors) == ("/crishim.slice", "/crishim.slice/crishim-monitors.scope")
