@@ -18,7 +18,22 @@ from crishim.linux import process
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from crishim.executor.monitor import Monitor
-    from crishim.executor.starter import Started
+
+
+class Started:
+    """What the monitor is told: the init and the monitor's ends of its stdio."""
+
+    __slots__ = ("outputs", "phases_ns", "pid", "pidfd", "stdin")
+
+    def __init__(self) -> None:
+        self.pid = 0
+        self.pidfd = -1
+        #: durations: cgroup, mounts, clone, setup
+        self.phases_ns: dict[str, int] = {}
+        #: (descriptor to read, stream of the log)
+        self.outputs: list[tuple[int, int]] = []
+        #: pipe or pty master to write to, -1 for none
+        self.stdin = -1
 
 
 def clone(

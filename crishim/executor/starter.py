@@ -26,6 +26,7 @@ from crishim.cgroups import effects
 from crishim.cgroups.delegation import delegate
 from crishim.cgroups.planned import CgroupPlan
 from crishim.executor import birth, child, hook_runner, plan, prepare, sentences, wire
+from crishim.executor.birth import Started
 from crishim.executor.hook_runner import HookRunner
 from crishim.executor.hooks import Hooks
 from crishim.executor.prepare import Opened, StepFailed
@@ -34,22 +35,6 @@ from crishim.linux import fs
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from crishim.executor.monitor import Monitor
-
-
-class Started:
-    """What the monitor is told: the init and the monitor's ends of its stdio."""
-
-    __slots__ = ("outputs", "phases_ns", "pid", "pidfd", "stdin")
-
-    def __init__(self) -> None:
-        self.pid = 0
-        self.pidfd = -1
-        #: durations: cgroup, mounts, clone, setup
-        self.phases_ns: dict[str, int] = {}
-        #: (descriptor to read, stream of the log)
-        self.outputs: list[tuple[int, int]] = []
-        #: pipe or pty master to write to, -1 for none
-        self.stdin = -1
 
 
 def run(monitor: Monitor, spec: bytes, given: list[int], answer: socket) -> None:
