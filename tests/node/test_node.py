@@ -25,9 +25,9 @@ SUBSET = (
 )
 PROGRAMS = ("qemu-system-x86_64", "debootstrap", "mke2fs")
 _NEEDED_BYTES = 4 << 30
-_NODE_S = 1500
+_NODE_S = 900
 
-pytestmark = pytest.mark.timeout(2400)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
