@@ -40,9 +40,6 @@ class Poststops:
             return
         monitor = self._monitor
         hooks = Hooks(value, monitor.hierarchy, monitor.seed.proc, monitor.home)
-        hooks.end()
-        if _STAGE not in hooks.stages:
-            return
         ours, theirs = wire.pair()
         pid, pidfd = process.clone3(0)
         if pid == 0:
@@ -79,10 +76,14 @@ class Poststops:
 
 
 def _run(hooks: Hooks, answer: socket) -> None:
-    """In a child of the monitor; never returns. Every hook runs, whatever becomes of those before it."""
+    """In a child of the monitor; never returns. Every hook runs, whatever becomes of those before it.
+
+    Also without such hooks, to end what others have left running: that may take a while.
+    """
     failed = []
     try:
-        wanted = hooks.stages[_STAGE]
+        hooks.end()
+        wanted = hooks.stages.get(_STAGE, [])
         for index in range(len(wanted)):
             hooks.stages[_STAGE] = wanted[index : index + 1]
             try:
