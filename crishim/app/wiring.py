@@ -58,6 +58,7 @@ from crishim.runtime.settings import Settings
 from crishim.runtime.stopping import Stopping
 from crishim.runtime.story import Stories
 from crishim.runtime.take_back import TakeBack
+from crishim.runtime.translation import Translation
 from crishim.runtime.units import Units
 from crishim.runtime.unwatched import Unwatched
 from crishim.runtime.user_namespaces import why_no_user_namespaces
@@ -310,14 +311,23 @@ class Server:
             removal=removal,
             helper=helper,
         )
-        self._containers = Containers(
+        translation = Translation(
             settings=settings,
-            store=store,
             executor=executor,
             images=self._images,
             users=ImageUsers(executor, self._images),
             profiles=SeccompProfiles(settings),
             apparmor=self._apparmor,
+            units=self._units,
+            places=places,
+            helper=helper,
+        )
+        self._containers = Containers(
+            settings=settings,
+            store=store,
+            executor=executor,
+            images=self._images,
+            translation=translation,
             units=self._units,
             operations=operations,
             live=live,

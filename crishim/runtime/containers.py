@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections.abc import Mapping
@@ -12,18 +11,14 @@ from pathlib import Path
 
 from crishim.cgroups import effects, stats
 from crishim.cgroups.plan import plan as cgroup_plan
-from crishim.errors import AlreadyExists, InvalidSpec, NotFound, StartFailed, TimedOut, Unavailable, WrongState
+from crishim.errors import AlreadyExists, InvalidSpec, NotFound, StartFailed, Unavailable, WrongState
 from crishim.images.store import ImageStore
-from crishim.model.container import Container, ContainerConfig, ContainerSecurity, ContainerState
-from crishim.model.handler import Handler
+from crishim.model.container import Container, ContainerConfig, ContainerState
 from crishim.model.image import Image
-from crishim.model.process import ContainerSpec, RootFs
+from crishim.model.process import ContainerSpec
 from crishim.model.resources import Resources
 from crishim.model.sandbox import NamespaceMode, Sandbox, SandboxConfig, SandboxState
 from crishim.runtime.answers import answered
-from crishim.runtime.apparmor import AppArmorProfiles
-from crishim.runtime.devices import host_devices
-from crishim.runtime.edits import Edits
 from crishim.runtime.executor import Executor
 from crishim.runtime.exits import Exits
 from crishim.runtime.helper import Helper
@@ -31,32 +26,23 @@ from crishim.runtime.live import Live, LiveContainer
 from crishim.runtime.observer import Observer
 from crishim.runtime.operations import Locks, Operation, Operations
 from crishim.runtime.places import Places
-from crishim.runtime.profiles import SeccompProfiles
 from crishim.runtime.removal import Removal
-from crishim.runtime.sandboxes import hostname_of
 from crishim.runtime.settings import Settings
 from crishim.runtime.steps import reached
 from crishim.runtime.stopping import Stopping
+from crishim.runtime.translation import Translation
 from crishim.runtime.undo import Undo
 from crishim.runtime.units import Units
-from crishim.runtime.users import ImageUsers
 from crishim.runtime.verdict import outcome_of, start_failed
 from crishim.runtime.volumes import Volumes, make_volumes, reference_of, volume_images, with_digests
-from crishim.spec.capabilities import capability_sets, default_of
 from crishim.spec.cgroup import container_cgroup
-from crishim.spec.container import Surroundings, all_devices, check_namespaces, container_spec, namespaces_of
-from crishim.spec.facts import HostDevice, PodFiles
-from crishim.spec.process import arguments, localhost_profile, reported_user
+from crishim.spec.container import check_namespaces, namespaces_of
+from crishim.spec.process import arguments, reported_user
 from crishim.spec.resources import changed, merged
 from crishim.spec.stop_signal import stop_signal
 from crishim.spec.volumes import declared_volumes
 from crishim.store.records import ContainerReservation
 from crishim.store.store import Store
-
-#: name of the role that looks at host paths; `app.py` gives it to the zygote
-SOURCES_ROLE = "sources"
-#: how long the sources of mounts may take to answer
-_SOURCES_S = 2.0
 
 
 class Containers:
@@ -69,9 +55,7 @@ class Containers:
         store: Store,
         executor: Executor,
         images: ImageStore,
-        users: ImageUsers,
-        profiles: SeccompProfiles,
-        apparmor: AppArmorProfiles,
+        translation: Translation,
         units: Units,
         operations: Operations,
         live: Live,
@@ -87,9 +71,7 @@ class Containers:
         self._store = store
         self._executor = executor
         self._images = images
-        self._users = users
-        self._profiles = profiles
-        self._apparmor = apparmor
+        self._translation = translation
         self._units = units
         self._operations = operations
         self._live = live
@@ -100,7 +82,6 @@ class Containers:
         self._helper = helper
         self._observer = observer
         self._locks = locks
-        self._edits = Edits(settings)
 
     # -- create
 
@@ -151,7 +132,7 @@ class Containers:
                 volumes = await self._with_declared(volumes, container_id, config, image, idmap=idmap)
             reached("create_container.rootfs")
             operation.enter("create_container.spec")
-            spec = await self._translate(container_id, config, sandbox, image, rootfs, volumes)
+            spec = await self._translation.spec(container_id, config, sandbox, image, rootfs, volumes)
             self._places.write_spec(sandbox.id, spec)
             reached("create_container.spec")
             operation.enter("create_container.status")
@@ -184,84 +165,6 @@ class Containers:
                 return replace(volumes, directories=declared_volumes(image.config.volumes, config.mounts))
             case _:
                 return volumes
-
-    async def _translate(
-        self,
-        container_id: str,
-        config: ContainerConfig,
-        sandbox: Sandbox,
-        image: Image,
-        rootfs: RootFs,
-        volumes: Volumes,
-    ) -> ContainerSpec:
-        await self._check_sources(config)
-        users = await self._users.of(image)
-        whole_dev = all_devices(config, sandbox)
-        around = Surroundings(
-            image=image.config,
-            users=users,
-            node=self._settings.node,
-            files=PodFiles(*(self._places.has_file(sandbox.id, name) for name in ("resolv.conf", "hostname", "hosts"))),
-            hostname=hostname_of(sandbox),
-            rootfs=rootfs,
-            devices=await self._devices(config, whole_dev),
-            localhost_filter=await self._localhost_filter(config.security, sandbox.handler),
-            make_missing_sources=self._settings.make_missing_sources,
-            rlimits=self._settings.rlimits,
-            image_volumes={index: self._images.layer_paths(each) for index, each in volumes.images.items()},
-            declared_volumes=volumes.mounts,
-            directories=volumes.directories,
-            cgroup_driver=self._settings.cgroup_driver,
-        )
-        spec = container_spec(container_id, config, sandbox, around)
-        if spec.process.apparmor_profile is not None:
-            await self._helper.run(self._apparmor.require, spec.process.apparmor_profile)
-        if self._edits.concern(config, sandbox):
-            spec = await self._helper.run(self._edits.added_to, spec, config, sandbox)
-        if spec.hooks:
-            spec = await self._helper.run(self._places.make_bundle, sandbox.id, spec)
-        cgroup = spec.cgroup
-        self._units.check(cgroup_plan(cgroup.path, cgroup.resources, cgroup.devices, self._executor.hierarchy))
-        return spec
-
-    async def _devices(self, config: ContainerConfig, whole_dev: bool) -> tuple[HostDevice, ...]:
-        if not (whole_dev or config.devices):
-            return ()
-        return await self._helper.run(host_devices, config, whole_dev, self._settings.device_owner_is_user)
-
-    async def _localhost_filter(self, security: ContainerSecurity, handler: Handler) -> bytes | None:
-        path = localhost_profile(security, handler)
-        if path is None:
-            return None
-        bounding = capability_sets(security, self._settings.node.capabilities, default_of(handler)).bounding
-        return await self._helper.run(self._profiles.compiled, path, bounding)
-
-    async def _check_sources(self, config: ContainerConfig) -> None:
-        """A source that leads nowhere is told now; a missing one is made at the start, or refused by configuration.
-
-        One that does not answer is left to the start, which hangs alone and can be cancelled.
-        """
-        given = [
-            (f"config.mounts[{index}].host_path", mount.host_path)
-            for index, mount in enumerate(config.mounts)
-            if mount.image is None and mount.host_path
-        ]
-        if not given:
-            return
-        try:
-            found = await self._executor.run_role(
-                SOURCES_ROLE, {"paths": [os.fsencode(path) for _, path in given]}, timeout_s=_SOURCES_S
-            )
-        except TimedOut:
-            return
-        astray, missing = found["astray"], found["missing"]
-        assert isinstance(astray, list) and isinstance(missing, list)
-        for index in astray:
-            field, path = given[index]
-            raise InvalidSpec(f"{field}: {path!r} is a link that leads nowhere")
-        if missing and not self._settings.make_missing_sources:
-            field, path = given[missing[0]]
-            raise InvalidSpec(f"{field}: {path!r} does not exist")
 
     # -- start
 

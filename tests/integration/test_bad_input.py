@@ -270,11 +270,13 @@ def test_a_second_server_on_a_state_directory_says_one_sentence(server: Server) 
 
 
 def test_a_wrong_configuration_says_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text('network.mode = "token-ring"\n')
-    command = [sys.executable, "-m", "crishim", "serve", "--config", str(tmp_path / "config.toml")]
+    path = tmp_path / "config.toml"
+    path.write_text('network.mode = "token-ring"\n')
+    command = [sys.executable, "-m", "crishim", "serve", "--config", str(path)]
     started = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert started.returncode == 1
-    assert started.stderr == 'crishim: network.mode: "token-ring" is not one of bridge, cni\n'
+    sentence = f'configuration {path}: network.mode: "token-ring" is not one of bridge, cni'
+    assert started.stderr == f"crishim: {sentence}\n"
 
 
 def test_refusals_leave_nothing_behind(server: Server, pod: tuple[str, Any]) -> None:
