@@ -12,6 +12,7 @@ import crishim
 from crishim.app.cgroups import Cgroups
 from crishim.app.image_store import open_image_store
 from crishim.app.metrics import Metrics
+from crishim.app.newer import refuse_newer
 from crishim.app.reload import Reload
 from crishim.app.settings import settings_of
 from crishim.cgroups import effects
@@ -87,6 +88,11 @@ class Server:
         self._starting: str | None = "the server is starting: it looks for the pods that run"
         self.metrics_address = ""
         state, root = config.server.state, config.server.root
+        self._boot_id = current_boot_id()
+        self._store = Store(state, self._boot_id)
+        self._places = Places(state)
+        self._found = self._store.load()
+        refuse_newer(self._found, self._store, self._places)  # before anything is written
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._apparmor = AppArmorProfiles(config.server.apparmor_profile, root / "apparmor")
         self._apparmor.prepare()
@@ -97,8 +103,6 @@ class Server:
         if self._settings.node.selinux:
             logger.warning("SELinux is enabled, but selinux_options and selinux_relabel are not applied")
         self._units = Units(cgroups.systemd, executor)
-        self._boot_id = current_boot_id()
-        self._store = Store(state, self._boot_id)
         self._durable = DurableStore(root)
         self._network = _network(config)
         self._images = open_image_store(root, config.images, executor)
@@ -114,7 +118,6 @@ class Server:
         self._helper = Helper()
         self._operations = Operations()
         self._live = Live()
-        self._places = Places(state)
         self._listing = Listing()
         self._events = Events(self._store)
 
@@ -123,7 +126,6 @@ class Server:
 
     async def start(self) -> None:
         """Listen at once, answer when recovery is done."""
-        report = self._store.load()
         self._observe()
         self._make_use_cases()
         guard = Guard(self._node_metrics.rpc_ended, lambda: self._starting)
@@ -156,7 +158,7 @@ class Server:
             self._executor, self._settings.root_dir, self._settings.state_dir
         )
         await self._network.open()
-        await self._recovery.run(report)
+        await self._recovery.run(self._found)
         self._fill_listing()
         await self._helper.run(runtime_default, DEFAULT, self._settings.node.kernel, self._settings.node.machine)
         await self._serve_metrics()

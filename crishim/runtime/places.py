@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crishim.errors import Exhausted, Internal, NotFound, Unavailable
+from crishim.errors import Exhausted, Internal, NotFound, Unavailable, Unsupported
 from crishim.model.process import ContainerSpec
 from crishim.spec.bundle import ROOT, oci_config
 from crishim.store import codec
@@ -113,7 +113,7 @@ class Places:
         return self._with_filter(stored)
 
     def read_spec(self, sandbox_id: str, container_id: str) -> ContainerSpec:
-        """NotFound when there is none; Internal when it cannot be understood."""
+        """NotFound when there is none; Unsupported when a newer crishim wrote it; Internal for another fault of it."""
         path = self._spec(sandbox_id, container_id)
         try:
             stored = codec.from_bytes(StoredSpec, path.read_bytes())
@@ -122,6 +122,8 @@ class Places:
             return self._with_filter(stored)
         except FileNotFoundError:
             raise NotFound(f"the spec of container {container_id} is gone") from None
+        except codec.NewerRecord as error:
+            raise Unsupported(f"{path} was written by a newer crishim ({error}): go back to that version") from None
         except (codec.DecodeError, OSError) as error:
             raise Internal(f"{path} cannot be used: {error}") from error
 

@@ -26,6 +26,10 @@ class DecodeError(ValueError):
     """The JSON does not hold the expected value; the message begins with the path of the field."""
 
 
+class NewerRecord(DecodeError):
+    """The JSON has what this version does not know, so a newer one wrote it."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Codec:
     """Both directions of one type; `decode` takes the JSON value and the path for messages."""
@@ -184,7 +188,7 @@ def _dataclass(kind: Any) -> _Codec:
     def decode(value: object, path: str) -> Any:
         found = _dict(value, path)
         if unknown := found.keys() - codecs.keys():
-            raise DecodeError(f"{_join(path, min(unknown))}: unknown field of {kind.__name__}")
+            raise NewerRecord(f"{_join(path, min(unknown))}: unknown field of {kind.__name__}")
         if missing := required - found.keys():
             raise DecodeError(f"{_join(path, min(missing))}: missing")
         return kind(**{name: codecs[name].decode(part, _join(path, name)) for name, part in found.items()})

@@ -48,6 +48,8 @@ class DamagedRecord:
     path: str
     sandbox_id: str
     problem: str
+    #: nothing is wrong with it, but a newer crishim wrote it
+    newer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,20 +193,24 @@ class _Reader:
             record = codec.parse(path.read_bytes())
             if not isinstance(record, dict) or kind not in record:
                 raise codec.DecodeError(f"not a record of a {kind}")
-            if record.get("version") != VERSION:
-                raise codec.DecodeError(f"version {record.get('version')!r}, this crishim reads {VERSION}")
+            version = record.get("version")
+            if version != VERSION:
+                kind_of_error = (
+                    codec.NewerRecord if isinstance(version, int) and version > VERSION else codec.DecodeError
+                )
+                raise kind_of_error(f"version {version!r}, this crishim reads {VERSION}")
             value = codec.from_json(model, record[kind], kind)
         except FileNotFoundError:
             return None
         except (OSError, codec.DecodeError) as error:
-            self._report(path, sandbox_id, str(error))
+            self._report(path, sandbox_id, str(error), newer=isinstance(error, codec.NewerRecord))
             return None
         if record.get("boot_id") != self._boot_id:
             self.other_boot.add(sandbox_id)
         return value
 
-    def _report(self, path: Path, sandbox_id: str, problem: str) -> None:
-        self.damaged.append(DamagedRecord(str(path), sandbox_id, problem))
+    def _report(self, path: Path, sandbox_id: str, problem: str, *, newer: bool = False) -> None:
+        self.damaged.append(DamagedRecord(str(path), sandbox_id, problem, newer))
 
 
 def _checked(name: str) -> str:
