@@ -29,6 +29,8 @@ class Connection:
         self._waiting: dict[int, asyncio.Future[wire.Message]] = {}
         #: what to do with the answer of a request whose caller was cancelled
         self._late: dict[int, Callable[[wire.Message], None]] = {}
+        #: requests that wait for a place in the peer's queue
+        self._blocked: list[asyncio.Future[None]] = []
         self._seq = 0
         #: of the messages that are sent
         self.version = wire.VERSION
@@ -111,12 +113,19 @@ class Connection:
                 raise Unavailable(f"the process that should answer is gone: {error.strerror}") from None
 
     async def _until_writable(self) -> None:
-        writable: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_writer(self._sock.fileno(), _resolve, writable)
-        try:
-            await writable
-        finally:
-            self._loop.remove_writer(self._sock.fileno())
+        """Until the peer's queue has a place, or the peer is gone. The loop knows one writer, and many may wait."""
+        if not self._blocked:
+            self._loop.add_writer(self._sock.fileno(), self._unblock)
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._blocked.append(waiter)
+        await waiter
+
+    def _unblock(self) -> None:
+        """All try again, in the order they came; who finds the queue full once more waits once more."""
+        self._loop.remove_writer(self._sock.fileno())
+        blocked, self._blocked = self._blocked, []
+        for waiter in blocked:
+            _resolve(waiter)
 
     def _readable(self) -> None:
         for _ in range(64):
@@ -152,6 +161,7 @@ class Connection:
             return
         self.lost = True
         self._loop.remove_reader(self._sock.fileno())
+        self._unblock()
         self._sock.close()
         for future in self._waiting.values():
             if not future.done():

@@ -1,13 +1,14 @@
-"""Requests to zygote and monitor when their caller is cancelled."""
+"""Requests to zygote and monitor: callers that are cancelled, and peers that are slow or gone."""
 
 from __future__ import annotations
 
 import asyncio
-from _socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
+from _socket import AF_UNIX, SO_SNDBUF, SOCK_SEQPACKET, SOL_SOCKET, socket, socketpair
 from collections.abc import Iterator
 
 import pytest
 
+from crishim.errors import Unavailable
 from crishim.executor import wire
 from crishim.executor.connection import Connection
 
@@ -63,3 +64,53 @@ def test_who_only_asked_is_cancelled_at_once(peers: tuple[socket, socket]) -> No
         connection.close()
 
     asyncio.run(body())
+
+
+MANY = 200
+"""More requests than fit into the buffer of a socket whose peer does not read."""
+
+
+def test_requests_beyond_the_peers_queue_wait_and_each_gets_its_answer(peers: tuple[socket, socket]) -> None:
+    ours, theirs = peers
+    ours.setsockopt(SOL_SOCKET, SO_SNDBUF, 1 << 14)
+    theirs.setblocking(False)
+
+    def answer_all() -> None:
+        while True:
+            try:
+                asked = wire.receive(theirs)
+            except BlockingIOError:
+                return
+            assert asked is not None
+            wire.send(theirs, wire.OK, asked.seq, b"c", {"number": asked.body["number"]}, [])
+
+    async def body() -> list[object]:
+        connection = Connection(ours, ignore, ignore)
+        calls = [asyncio.ensure_future(connection.request(wire.EXEC, b"c", {"number": n})) for n in range(MANY)]
+        await asyncio.sleep(0)
+        assert connection._blocked, "the queue is full"
+        calls[-1].cancel()
+        asyncio.get_running_loop().add_reader(theirs.fileno(), answer_all)
+        async with asyncio.timeout(20):
+            answers = await asyncio.gather(*calls[:-1])
+        asyncio.get_running_loop().remove_reader(theirs.fileno())
+        connection.close()
+        return [answer.body["number"] for answer in answers]
+
+    assert asyncio.run(body()) == list(range(MANY - 1))
+
+
+def test_requests_that_wait_for_a_place_are_told_that_the_peer_is_gone(peers: tuple[socket, socket]) -> None:
+    ours, theirs = peers
+    ours.setsockopt(SOL_SOCKET, SO_SNDBUF, 1 << 14)
+
+    async def body() -> list[object]:
+        connection = Connection(ours, ignore, ignore)
+        calls = [asyncio.ensure_future(connection.request(wire.EXEC, b"c", {})) for _ in range(MANY)]
+        await asyncio.sleep(0)
+        assert connection._blocked, "the queue is full"
+        theirs.close()
+        async with asyncio.timeout(20):
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    assert {type(answer) for answer in asyncio.run(body())} == {Unavailable}
