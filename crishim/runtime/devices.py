@@ -50,7 +50,7 @@ def _resolved(index: int, device: Device) -> list[DeviceNode]:
         raise InvalidSpec(f"{field}.host_path: {device.host_path!r}: {(error.strerror or '').lower()}") from None
     if stat.S_ISDIR(status.st_mode):
         return [node for _, node in _nodes(device.host_path, target, own=frozenset())]
-    node = _node(target, status)
+    node = _node(target, status, device.host_path)
     if node is None:
         raise InvalidSpec(f"{field}.host_path: {device.host_path!r} is not a device")
     return [node]
@@ -76,14 +76,14 @@ def _nodes(directory: str, target: str, *, own: frozenset[str]) -> Iterator[tupl
             path = f"{place}/{entry.name}"
             if stat.S_ISDIR(status.st_mode):
                 pending.append((f"{source}/{entry.name}", path))
-            elif (node := _node(path, status)) is not None:
+            elif (node := _node(path, status, f"{source}/{entry.name}")) is not None:
                 count += 1
                 if count > _LIMIT:
                     raise InvalidSpec(f"there are more than {_LIMIT} devices below {directory!r}")
                 yield path, node
 
 
-def _node(path: str, status: os.stat_result) -> DeviceNode | None:
+def _node(path: str, status: os.stat_result, source: str) -> DeviceNode | None:
     if stat.S_ISCHR(status.st_mode):
         kind = "c"
     elif stat.S_ISBLK(status.st_mode):
@@ -92,4 +92,4 @@ def _node(path: str, status: os.stat_result) -> DeviceNode | None:
         return None
     rdev = status.st_rdev
     mode = stat.S_IMODE(status.st_mode)
-    return DeviceNode(path, kind, os.major(rdev), os.minor(rdev), mode, status.st_uid, status.st_gid)
+    return DeviceNode(path, kind, os.major(rdev), os.minor(rdev), mode, status.st_uid, status.st_gid, source)

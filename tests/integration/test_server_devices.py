@@ -17,7 +17,7 @@ import pytest
 from crishim.cri.client import messages as m
 from crishim.errors import CrishimError
 from crishim.images.demo import build_demo_image
-from tests.support.server import NEEDS_SERVER, Server, container_config, load_demo_image, wait_until
+from tests.support.server import NEEDS_SERVER, Server, container_config, load_demo_image, pod_config, wait_until
 
 pytestmark = pytest.mark.skipif(not NEEDS_SERVER, reason="a server needs root, nsenter and ip")
 
@@ -247,3 +247,22 @@ def test_a_device_belongs_to_the_user_where_the_configuration_says_so(server: Se
     server.start_container(container)
     assert server.sh(container, "ls -ln /dev/mine").split()[2:4] == ["1000", "2000"]
     assert server.sh(container, "ls -ln /dev/null").split()[2:4] == ["0", "0"]
+
+
+def test_devices_of_a_pod_in_a_user_namespace_are_those_of_the_host(server: Server, place: Path) -> None:
+    maps = [m.IDMapping(host_id=300_000, container_id=0, length=65536)]
+    pod = pod_config("user", server.logs)
+    user = m.UserNamespace(mode=m.POD, uids=maps, gids=maps)
+    pod.linux.security_context.namespace_options.userns_options.CopyFrom(user)
+    sandbox = server.run_pod_config(pod)
+    write_cdi(place, deviceNodes=[{"path": "/dev/given", "hostPath": "/dev/null"}])
+    config = with_thing(name="user")
+    config.devices.add(container_path="/dev/mine", host_path="/dev/zero", permissions="rw")
+    config.linux.security_context.namespace_options.userns_options.CopyFrom(user)
+    container = server.create_config(sandbox, pod, config)
+    server.start_container(container)
+    assert server.sh(container, "head -c 2 /dev/mine | od -An -tx1; echo lost > /dev/given && echo written") == (
+        " 00 00\nwritten\n"
+    )
+    assert server.sh(container, "cat /proc/self/uid_map").split()[1] == "300000"
+    server.remove_pod(sandbox)

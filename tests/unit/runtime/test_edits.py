@@ -235,3 +235,4 @@ def test_devices_may_belong_to_the_user_of_the_container(
         plain.node.gid if gid is None else gid,
     )
     assert plain.node.uid == os.stat("/dev/null").st_uid
+    assert (plain.node.path, plain.node.source) == ("/dev/x", "/dev/null"), "what is bound where no node can be made"
