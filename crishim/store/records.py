@@ -195,10 +195,9 @@ class _Reader:
                 raise codec.DecodeError(f"not a record of a {kind}")
             version = record.get("version")
             if version != VERSION:
-                kind_of_error = (
-                    codec.NewerRecord if isinstance(version, int) and version > VERSION else codec.DecodeError
-                )
-                raise kind_of_error(f"version {version!r}, this crishim reads {VERSION}")
+                newer = isinstance(version, int) and version > VERSION
+                problem = f"version {version!r}, this crishim reads {VERSION}"
+                raise codec.NewerRecord(problem) if newer else codec.DecodeError(problem)
             value = codec.from_json(model, record[kind], kind)
         except FileNotFoundError:
             return None

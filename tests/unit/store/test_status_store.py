@@ -6,8 +6,10 @@ import errno
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from crishim.errors import AlreadyExists, Exhausted, Internal, InvalidSpec, NotF
 from crishim.model.container import ContainerState
 from crishim.model.sandbox import SandboxState
 from crishim.store.boot import current_boot_id
-from crishim.store.records import ContainerReservation
+from crishim.store.records import ContainerReservation, Records
 from crishim.store.store import Kind, LoadReport, Store
 from tests.unit.store.values import CONTAINER, SANDBOX
 
@@ -264,3 +266,25 @@ def test_a_record_carries_version_and_boot(store: Store, tmp_path: Path) -> None
 
 def test_the_boot_id_is_that_of_the_kernel() -> None:
     assert len(current_boot_id()) == 36 and current_boot_id() == current_boot_id()
+
+
+@pytest.mark.parametrize(
+    ("change", "newer"),
+    [
+        (lambda record: record.update(version=2), True),
+        (lambda record: record["sandbox"]["config"].update(colour="red"), True),
+        (lambda record: record.update(version=0), False),
+        (lambda record: record.update(version="2"), False),
+        (lambda record: record["sandbox"].pop("id"), False),
+    ],
+)
+def test_what_a_newer_version_wrote_is_told_from_damage(
+    change: Callable[[dict[str, Any]], object], newer: bool, tmp_path: Path
+) -> None:
+    Records(tmp_path, BOOT).write_sandbox(SANDBOX)
+    path = tmp_path / f"sandboxes/{SANDBOX.id}/sandbox.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    (damaged,) = Records(tmp_path, BOOT).read_all().damaged
+    assert (damaged.path, damaged.newer) == (str(path), newer)
