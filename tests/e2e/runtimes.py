@@ -52,7 +52,7 @@ parent = "{node.cgroup}/crishim"
             log="crishim",
             env={"PYTHONPATH": str(REPOSITORY)},
         )
-        wait_until(self._answers, deadline_s=30, what=f"crishim to answer, see {self._node.log('crishim')}")
+        wait_until(self._answers, deadline_s=120, what=f"crishim to answer, see {self._node.log('crishim')}")
 
     def _answers(self) -> bool:
         code = self._node.exit_code(self._pid)
