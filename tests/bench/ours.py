@@ -30,7 +30,7 @@ from crishim.model.process import (
     ProcessSpec,
     RootFs,
 )
-from crishim.model.sandbox import NamespaceMode
+from crishim.model.sandbox import NamespaceOptions
 from crishim.spec.capabilities import capability_sets
 from crishim.spec.cgroup import device_rules
 from crishim.spec.container import BASE_NODES
@@ -196,7 +196,7 @@ class Executor:
             rootfs=RootFs(path=str(self._rootfs), readonly=not mounts),
             cgroup=CgroupSpec(f"{self._cgroup}/{container_id}", devices=device_rules((), False)),
             namespaces=tuple(Namespace(kind) for kind in OWN),
-            mounts=(*container_mounts(ContainerConfig("bench"), NamespaceMode.POD, files), *mounts),
+            mounts=(*container_mounts(ContainerConfig("bench"), NamespaceOptions(), files), *mounts),
             device_nodes=tuple(DeviceNode(path, "c", major, minor) for path, major, minor in BASE_NODES),
             masked_paths=MASKED_PATHS,
             readonly_paths=READONLY_PATHS,
