@@ -350,12 +350,21 @@ def test_t45_a_log_that_leaves_by_a_link_fails_the_start(
     server.remove(container)
 
 
-def test_t47_init_and_execs_are_in_the_cgroup_of_their_container(server: Server, sandbox: tuple[str, Any]) -> None:
+@pytest.mark.parametrize("user_namespace", [False, True])
+def test_t47_init_and_execs_are_in_the_cgroup_of_their_container(server: Server, user_namespace: bool) -> None:
     """CVE-2025-47291: processes that are not below the pod's cgroup are under none of its limits.
 
-    Defence: they are born there, and this test asks the kernel where.
+    Defence: they are born there, and this test asks the kernel where; with a user namespace of the pod, too.
     """
-    container = server.started(*sandbox, "sleep", "47471", name="placed")
+    config = pod_config(f"placed-{user_namespace}".lower(), server.logs)
+    made = container_config("sleep", "47471")
+    if user_namespace:
+        ids = m.IDMapping(host_id=655_360, container_id=0, length=65_536)
+        for security in (config.linux.security_context, made.linux.security_context):
+            security.namespace_options.userns_options.CopyFrom(m.UserNamespace(mode=m.POD, uids=[ids], gids=[ids]))
+    sandbox = server.run_pod_config(config)
+    container = server.create_config(sandbox, config, made)
+    server.start_container(container)
     server.sh(container, "sleep 47472 >/dev/null 2>&1 &")
     hierarchy = detect()
     for argument in ("47471", "47472"):
@@ -364,7 +373,7 @@ def test_t47_init_and_execs_are_in_the_cgroup_of_their_container(server: Server,
         strange = [place for place in places if place[1] in _controllers(hierarchy) and container not in place[2]]
         assert places and strange == []
         assert any(f"/{container}" in place[2] for place in places)
-    end(server, container)
+    server.remove_pod(sandbox)
 
 
 def _controllers(hierarchy: Any) -> set[str]:
