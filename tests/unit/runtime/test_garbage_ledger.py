@@ -90,6 +90,13 @@ def test_what_could_not_be_looked_at_is_neither_forgotten_nor_tried(path: Path) 
     assert (entry.attempts, entry.since_ns) == (1, 1)
 
 
+def test_of_a_kind_that_could_not_be_looked_at_nothing_new_is_believed(path: Path) -> None:
+    ledger = steady(path)
+    for now_ns in range(3):
+        assert ledger.see([ROOT], now_ns, blind={LeftoverKind.ROOTFS}) == []
+    assert ledger.entries() == []
+
+
 def test_what_is_missing_is_said_once_as_long_as_it_is(path: Path) -> None:
     missing = Finding(LeftoverKind.NETNS, "/run/netns/crishim-1", "1", "gone", missing=True)
     ledger = steady(path)
