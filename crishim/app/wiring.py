@@ -203,13 +203,14 @@ class Server:
         self._helper.close()
 
     async def _remove_cgroup_root(self) -> None:
-        """No pod is left; a slice of other servers' pods has processes in it, and stays."""
+        """No pod is left. A slice around ours that nobody else is in goes as well; one with processes stays."""
         root = self._settings.cgroup_root
         try:
-            await self._units.stop(root)
+            while await self._units.stop(root) and root.count("/") > 1 and not self._config.cgroups.parent:
+                root = root.rpartition("/")[0]
         except Unavailable as error:
             logger.warning("the slice %s stays: %s", root, error)
-        await self._helper.run(effects.remove, self._executor.hierarchy, root, tries=4)
+        await self._helper.run(effects.remove, self._executor.hierarchy, self._settings.cgroup_root, tries=4)
 
     # -- rooms that follow the store
 
