@@ -10,6 +10,7 @@ EXPECTED: tuple[tuple[str, str, str], ...] = (
     (r"^tests/(integration|e2e)/", r"cgroup v1 .*(hugetlb|net_cls|perf_event)", "controllers some kernels lack"),
     (r"^tests/integration/test_faults", r"/dev/fuse cannot be opened", "a container may lack the device"),
     (r"^tests/(integration|e2e)/", r"CAP_SYS_RESOURCE", "a sandboxed root may lack it, then limits cannot be raised"),
+    (r"^tests/(integration|e2e)/", r"CAP_SYS_NICE", "a sandboxed root may lack it, then nobody is more urgent"),
     (r"^tests/integration/test_differences", r"crun here is \d", "the page is about the crun of one release of Debian"),
     (r"^tests/e2e/test_chart", r"helm is not built", "a minute of building for a chart that seldom changes"),
     (r"^tests/node/", r"no package mirror answers debootstrap", "a network that has wheels need not have packages"),
