@@ -125,6 +125,7 @@ class Target:
         except grpc.RpcError as error:
             code, text = error.code(), str(error.details())
         self.codes[f"{method} {code.name}"] += 1
+        (self.server.directory / f"last-{method}").write_bytes(request)
         assert time.monotonic() - began < DEADLINE_S, f"{method} hangs"
         assert code in DOCUMENTED or (
             code is grpc.StatusCode.UNKNOWN and method in UNKNOWN_IS_DOCUMENTED and not text.startswith("Unexpected")
@@ -202,6 +203,7 @@ def _examples(method: str) -> int:
     return EXAMPLES * (4 if method in MAKERS else 1) if descriptor.input_type.fields else 3
 
 
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")  # of a request that failed: it is in a file too
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_any_request_gets_a_documented_answer(method: str, target: Target) -> None:
     print(f"CRISHIM_FUZZ_SEED={SEED}")
