@@ -29,6 +29,8 @@ _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
 _SYSCTL_PART: Final = r"[A-Za-z0-9_-]+"
 _SYSCTL_KEY = re.compile(rf"{_SYSCTL_PART}(\.{_SYSCTL_PART})+|{_SYSCTL_PART}(/{_SYSCTL_PART}(\.{_SYSCTL_PART})*)+")
 _SYSCTL_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
+#: a kubelet lets through 2 KiB of searches; a resolv.conf is read by every process that looks a name up
+_MAX_DNS_BYTES: Final = 64 << 10
 _PROTOCOLS: Final = {pb.TCP: "tcp", pb.UDP: "udp", pb.SCTP: "sctp"}
 
 
@@ -136,6 +138,8 @@ def _hostname(path: str, value: str) -> str:
 
 
 def _dns(path: str, message: pb.DNSConfig) -> Dns:
+    if message.ByteSize() > _MAX_DNS_BYTES:
+        raise InvalidSpec(f"{path} holds {message.ByteSize()} bytes: it must not hold more than {_MAX_DNS_BYTES}")
     servers = [checks.address(f"{path}.servers[{index}]", server) for index, server in enumerate(message.servers)]
     searches = checks.words(f"{path}.searches", message.searches)
     return Dns(tuple(servers), searches, checks.words(f"{path}.options", message.options))

@@ -349,3 +349,11 @@ def test_mounts_return_as_they_came() -> None:
     of = container()
     status = containers.to_status(type(of)(of.id, "a1", containers.from_proto(asked), of.state, 1, "", "", "", of.user))
     assert list(status.mounts) == list(asked.mounts)
+
+
+def test_a_resolver_configuration_of_megabytes_is_refused() -> None:
+    """Found by hostile requests: it was written to disk with every change of the pod, and the call took seconds."""
+    message = full_sandbox_config()
+    message.dns_config.searches.extend(["x" * 5000] * 14)
+    with pytest.raises(InvalidSpec, match=r"^config\.dns_config holds 7\d{4} bytes: it must not hold more than 65536$"):
+        sandboxes.from_proto(message)
