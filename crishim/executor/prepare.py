@@ -76,7 +76,10 @@ def _overlay(lowers: list[bytes], upper: bytes | None, work: bytes | None) -> in
     if _OVERLAY_TAKES_LAYERS:
         options += [(b"lowerdir+", lower) for lower in lowers]
     else:
-        options.append((b"lowerdir", b":".join(lowers)))
+        # a string of fsconfig(2) holds 255 bytes: names from the directory that the layers are in
+        top = os.path.dirname(lowers[0])
+        os.chdir(top)
+        options.append((b"lowerdir", b":".join(os.path.relpath(lower, top) for lower in lowers)))
     if upper is not None and work is not None:
         options += [(b"upperdir", upper), (b"workdir", work)]
     return mount.new_mount(b"overlay", tuple(options))
