@@ -10,10 +10,10 @@ import pytest
 
 from crishim.cri.client import messages as m
 from crishim.errors import CrishimError, InvalidSpec, NotFound
-from crishim.images.demo import build_demo_image
+from tests.support.faults import server_with_image
 from tests.support.image_archive import write_layers
 from tests.support.layers import archive, directory, entry, symlink
-from tests.support.server import NEEDS_SERVER, Server, container_config, load_demo_image, wait_until
+from tests.support.server import NEEDS_SERVER, Server, container_config
 
 pytestmark = pytest.mark.skipif(not NEEDS_SERVER, reason="a server needs root, nsenter and ip")
 
@@ -33,17 +33,8 @@ UPPER = [("dir/covered", b"new\n"), (".wh.gone", b"")]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("volumes") / "node")
-    try:
-        server.start()
-        build_demo_image(server.directory / "demo.tar")
-        load_demo_image(server, server.directory / "demo.tar")
+    with server_with_image(tmp_path_factory.mktemp("volumes") / "node") as server:
         yield server
-        for pod in server.client.runtime("ListPodSandbox", m.ListPodSandboxRequest()).items:
-            server.remove_pod(pod.id)
-        assert wait_until(lambda: not server.left_behind(), "an empty node")
-    finally:
-        server.close()
 
 
 @pytest.fixture(scope="module")

@@ -14,25 +14,16 @@ import pytest
 from crishim.cri.client import Client
 from crishim.cri.client import messages as m
 from crishim.errors import Unavailable
-from crishim.images.demo import build_demo_image
-from tests.support.server import DEADLINE_S, NEEDS_SERVER, Server, load_demo_image, pod_config, wait_until
+from tests.support.faults import server_with_image
+from tests.support.server import DEADLINE_S, NEEDS_SERVER, Server, pod_config, wait_until
 
 pytestmark = pytest.mark.skipif(not NEEDS_SERVER, reason="a server needs root, nsenter and ip")
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path / "node")
-    try:
-        server.start()
-        build_demo_image(server.directory / "demo.tar")
-        load_demo_image(server, server.directory / "demo.tar")
+    with server_with_image(tmp_path / "node") as server:
         yield server
-        for pod in server.client.runtime("ListPodSandbox", m.ListPodSandboxRequest()).items:
-            server.remove_pod(pod.id)
-        assert wait_until(lambda: not server.left_behind(), "an empty node")
-    finally:
-        server.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

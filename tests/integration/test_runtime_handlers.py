@@ -10,8 +10,8 @@ import pytest
 
 from crishim.cri.client import messages as m
 from crishim.errors import InvalidSpec
-from crishim.images.demo import build_demo_image
-from tests.support.server import NEEDS_SERVER, Server, container_config, load_demo_image, pod_config, wait_until
+from tests.support.faults import server_with_image
+from tests.support.server import NEEDS_SERVER, Server, container_config, pod_config
 
 pytestmark = pytest.mark.skipif(not NEEDS_SERVER, reason="a server needs root, nsenter and ip")
 
@@ -38,17 +38,8 @@ echo $FROM; umask; ls /dev
 
 @pytest.fixture
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("handlers") / "node", config=STRICT)
-    try:
-        server.start()
-        build_demo_image(server.directory / "demo.tar")
-        load_demo_image(server, server.directory / "demo.tar")
+    with server_with_image(tmp_path_factory.mktemp("handlers") / "node", config=STRICT) as server:
         yield server
-        for pod in server.client.runtime("ListPodSandbox", m.ListPodSandboxRequest()).items:
-            server.remove_pod(pod.id)
-        assert wait_until(lambda: not server.left_behind(), "an empty node")
-    finally:
-        server.close()
 
 
 def run_pod(server: Server, name: str, handler: str, **changes: Any) -> tuple[str, Any]:

@@ -16,8 +16,8 @@ import pytest
 
 from crishim.cri.client import messages as m
 from crishim.errors import CrishimError
-from crishim.images.demo import build_demo_image
-from tests.support.server import NEEDS_SERVER, Server, container_config, load_demo_image, pod_config, wait_until
+from tests.support.faults import server_with_image
+from tests.support.server import NEEDS_SERVER, Server, container_config, pod_config, wait_until
 
 pytestmark = pytest.mark.skipif(not NEEDS_SERVER, reason="a server needs root, nsenter and ip")
 
@@ -39,17 +39,8 @@ cdi_dirs = ["{directory}/cdi"]
 hook_dirs = ["{directory}/hooks.d"]
 device_ownership_from_security_context = true
 """
-    server = Server(directory / "node", config=config)
-    try:
-        server.start()
-        build_demo_image(server.directory / "demo.tar")
-        load_demo_image(server, server.directory / "demo.tar")
+    with server_with_image(directory / "node", config=config) as server:
         yield server
-        for pod in server.client.runtime("ListPodSandbox", m.ListPodSandboxRequest()).items:
-            server.remove_pod(pod.id)
-        assert wait_until(lambda: not server.left_behind(), "an empty node")
-    finally:
-        server.close()
 
 
 @pytest.fixture

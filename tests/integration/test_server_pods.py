@@ -19,14 +19,12 @@ from crishim.cgroups.planned import CgroupPlan
 from crishim.cri.client import Client
 from crishim.cri.client import messages as m
 from crishim.errors import CrishimError, TimedOut, Unavailable
-from crishim.images.demo import build_demo_image
-from tests.support.faults import monitor_of
+from tests.support.faults import monitor_of, server_with_image
 from tests.support.server import (
     NEEDS_SERVER,
     Server,
     cgroup_directories,
     container_config,
-    load_demo_image,
     pod_config,
     wait_until,
 )
@@ -36,17 +34,8 @@ pytestmark = pytest.mark.skipif(not NEEDS_SERVER, reason="a server needs root, n
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("pods") / "node")
-    try:
-        server.start()
-        build_demo_image(server.directory / "demo.tar")
-        load_demo_image(server, server.directory / "demo.tar")
+    with server_with_image(tmp_path_factory.mktemp("pods") / "node") as server:
         yield server
-        for pod in server.client.runtime("ListPodSandbox", m.ListPodSandboxRequest()).items:
-            server.remove_pod(pod.id)
-        assert wait_until(lambda: not server.left_behind(), "an empty node")
-    finally:
-        server.close()
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from crishim.cri.client import messages as m
-from crishim.images.demo import build_demo_image
+from tests.support.faults import server_with_image
 from tests.support.hostile import tree
 from tests.support.image_archive import write_image
-from tests.support.server import NEEDS_SERVER, Server, load_demo_image, wait_until
+from tests.support.server import NEEDS_SERVER, Server
 
 
 @pytest.fixture
@@ -39,17 +39,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with the demo's image; whatever the attacks did, it must be able to give everything back."""
     if not NEEDS_SERVER:
         pytest.skip("a server needs root, nsenter and ip")
-    server = Server(tmp_path_factory.mktemp("attacked") / "node")
-    try:
-        server.start()
-        build_demo_image(server.directory / "demo.tar")
-        load_demo_image(server, server.directory / "demo.tar")
+    with server_with_image(tmp_path_factory.mktemp("attacked") / "node") as server:
         yield server
-        for pod in server.client.runtime("ListPodSandbox", m.ListPodSandboxRequest()).items:
-            server.remove_pod(pod.id)
-        assert wait_until(lambda: not server.left_behind(), "an empty node")
-    finally:
-        server.close()
 
 
 @pytest.fixture(scope="module")
