@@ -8,12 +8,17 @@ import uuid
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.leftovers import MARK, Machine, new_since
 from tests.support.skips import unexpected_skips
 
 # Tests that fork do so in a process where others have loaded grpc, whose fork handlers abort the child now and then.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
+
+# how long one example takes says more about the machine than about the code
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 IN_CI = os.environ.get("CRISHIM_CI") == "1"
 

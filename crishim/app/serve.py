@@ -76,9 +76,13 @@ async def _serve(config: Config, cgroups: Cgroups, reread: Callable[[], Config],
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    asked_to_reload = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, asked_to_reload.set)
     try:
         await server.start()
         loop.add_signal_handler(signal.SIGHUP, server.reload_later, reread)
+        if asked_to_reload.is_set():
+            server.reload_later(reread)
         _say_ready(config, server)
         await stopping.wait()
         logger.info("stopping; pods go on")

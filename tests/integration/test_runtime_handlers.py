@@ -11,7 +11,7 @@ import pytest
 from crishim.cri.client import messages as m
 from crishim.errors import InvalidSpec
 from tests.support.faults import server_with_image
-from tests.support.server import NEEDS_SERVER, Server, container_config, pod_config
+from tests.support.server import NEEDS_SERVER, Server, container_config, pod_config, wait_until
 
 pytestmark = pytest.mark.skipif(not NEEDS_SERVER, reason="a server needs root, nsenter and ip")
 
@@ -40,6 +40,15 @@ echo $FROM; umask; ls /dev
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with server_with_image(tmp_path_factory.mktemp("handlers") / "node", config=STRICT) as server:
         yield server
+
+
+def test_a_hangup_while_the_server_starts_is_answered_afterwards(server: Server) -> None:
+    server.terminate()
+    begun = server.errors.stat().st_size
+    server.start(ready=False)
+    wait_until((server.state / "crishim.sock").exists, "a socket, before the server is ready")
+    assert server.reread().count("was read again") == 1
+    assert "is ready" in server.errors.read_text()[begun:]
 
 
 def run_pod(server: Server, name: str, handler: str, **changes: Any) -> tuple[str, Any]:

@@ -199,7 +199,7 @@ def test_a_file_that_is_damaged_in_its_tables_is_unavailable(tmp_path: Path) -> 
         pool.close()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from("abcdefgh")), max_size=40))
 def test_no_address_is_ever_held_twice(steps: list[tuple[bool, str]]) -> None:
     pool = AddressPool(Path(":memory:"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crishim.errors import CrishimError, InvalidSpec
@@ -190,7 +190,6 @@ def test_the_effective_stop_signal_is_never_zero() -> None:
 TEXT = st.text(max_size=8)
 
 
-@settings(deadline=None)
 @given(
     st.builds(
         ContainerSecurity,

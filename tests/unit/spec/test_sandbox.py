@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crishim.errors import InvalidSpec
@@ -105,7 +105,6 @@ def test_a_sysctl_must_belong_to_a_namespace_of_the_pod(key: str, own_network: b
         assert key in str(caught.value)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_whatever_passes_names_one_file_below_proc_sys_and_has_one_line(key: str, value: str) -> None:
     try:

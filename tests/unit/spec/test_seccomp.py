@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crishim.errors import InvalidSpec, Unsupported
@@ -142,7 +142,6 @@ profiles = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(profiles, st.data())
 def test_any_profile_is_compiled_to_what_it_says(profile: Profile, data: st.DataObject) -> None:
     program = seccomp.compile(profile, arch="x86_64")

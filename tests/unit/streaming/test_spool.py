@@ -18,7 +18,7 @@ async def drained(spool: Spool) -> bytes:
     return b"".join(parts)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.binary(max_size=40), st.booleans()), max_size=20))
 def test_bytes_come_out_in_order_whether_they_were_in_memory_or_not(steps: list[tuple[bytes, bool]]) -> None:
     async def run() -> None:
