@@ -139,6 +139,20 @@ def attach(tree: int, target: bytes, is_file: bool) -> None:
     os.close(tree)
 
 
+def cover_proc_file(tree: int, target: bytes) -> None:
+    """Attach a prepared tree over a file of the container's own procfs, and nothing else."""
+    root = open_root()
+    try:
+        place = fs.openat2(root, target, os.O_PATH, 0, fs.RESOLVE_IN_ROOT | fs.RESOLVE_NO_MAGICLINKS)
+    finally:
+        os.close(root)
+    if os.fstat(place).st_dev not in _procs:
+        raise OSError(errno.EXDEV, "not on procfs")
+    mount.move_mount(tree, place)
+    os.close(place)
+    os.close(tree)
+
+
 def attach_shm(index: int, target: bytes, set_: int, clear: int) -> None:
     """Attach the pod's /dev/shm."""
     mount.mount_setattr(_shm[index], set_=set_, clear=clear)

@@ -146,7 +146,9 @@ def _mount_steps(container: dict[str, object], mounts: list[dict[str, object]], 
         kind = mount["kind"]
         target = mount["target"]
         set_, clear, _ = attributes(mount["flags"])  # type: ignore[arg-type]
-        if kind in (b"bind", b"image"):
+        if kind == b"bind" and target.startswith(b"/proc/"):  # type: ignore[attr-defined]
+            steps.append(("cover_proc_file", opened[b"mount:%d" % index], target))
+        elif kind in (b"bind", b"image"):
             # attributes were set on the detached tree, where nothing can race
             steps.append(("attach", opened[b"mount:%d" % index], target, bool(mount["source_is_file"])))
         elif kind == b"shm":

@@ -54,7 +54,15 @@ def describe(step: Step, code: int, detail: bytes) -> str:
             hint = "no such file or directory" if "/" in command else "executable file not found in $PATH"
             return f'exec: "{command}": {hint}'
         return f'exec: "{command}": {why.lower()}'
-    if name in ("attach", "attach_shm", "attach_filesystem", "mount_filesystem", "mount_tmpfs", "mount_cgroups"):
+    if name in (
+        "attach",
+        "cover_proc_file",
+        "attach_shm",
+        "attach_filesystem",
+        "mount_filesystem",
+        "mount_tmpfs",
+        "mount_cgroups",
+    ):
         target = next(item for item in step[1:] if isinstance(item, bytes) and item.startswith(b"/"))
         return f'mounting "{target.decode("utf-8", "replace")}": {why.lower()}{text and " (" + text + ")"}'
     if name == "make_directory":

@@ -14,6 +14,7 @@ from crishim.cgroups.plan import plan as cgroup_plan
 from crishim.errors import InvalidSpec
 from crishim.executor import tables
 from crishim.model.process import (
+    PROC_FILES,
     ContainerSpec,
     CpuAffinity,
     MemoryPolicy,
@@ -286,7 +287,8 @@ def _mount_value(index: int, mount: MountSpec) -> dict[str, object]:
     if mount.kind not in _FILE_SYSTEMS:
         raise InvalidSpec(f"{where}.kind: {mount.kind!r} is not one of {', '.join(sorted(_FILE_SYSTEMS))}")
     target = _normal(where, mount.target)
-    if target == b"/" or (mount.kind != "proc" and (target + b"/").startswith(b"/proc/")):
+    on_proc = mount.kind != "proc" and (target + b"/").startswith(b"/proc/")
+    if target == b"/" or (on_proc and (mount.kind != "bind" or target.decode(errors="replace") not in PROC_FILES)):
         # a fake /proc would let a container forge what we write there (CVE-2019-16884)
         raise InvalidSpec(f"{where}.target: {mount.target!r} cannot be mounted over")
     for flag in mount.flags:

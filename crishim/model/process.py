@@ -169,6 +169,25 @@ class Propagation(enum.Enum):
     BIDIRECTIONAL = "rshared"
 
 
+#: the files of /proc that may be bound over, as lxcfs does: nothing that sets a process up relies on them. runc's list
+#: has net/dev too, but that is in the directory of one process, and would be covered for it alone
+PROC_FILES = frozenset(
+    "/proc/" + name
+    for name in (
+        "cpuinfo",
+        "diskstats",
+        "loadavg",
+        "meminfo",
+        "slabinfo",
+        "stat",
+        "swaps",
+        "sys/crypto/fips_enabled",
+        "sys/kernel/ns_last_pid",
+        "uptime",
+    )
+)
+
+
 @dataclass(frozen=True, slots=True)
 class MountSpec:
     """One mount inside the container, in the order given.

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from crishim.errors import InvalidSpec
 from crishim.model.container import ContainerConfig, Mount
-from crishim.model.process import MountSpec, Propagation
+from crishim.model.process import PROC_FILES, MountSpec, Propagation
 from crishim.model.sandbox import NamespaceMode, NamespaceOptions, UserNamespace
 from crishim.spec.facts import PodFiles
 from crishim.spec.user_namespace import is_idmapped, without_rights_on_host
@@ -118,13 +118,16 @@ def _image_volume(
 
 
 def checked_target(field: str, path: str) -> str:
-    """A place in a container without "." and doubled slashes; InvalidSpec for the root, /proc and what is no path."""
+    """A place in a container without "." and doubled slashes.
+
+    InvalidSpec for the root, for /proc but a few of its files, and for what is no path.
+    """
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if not path.startswith("/") or ".." in parts or "\0" in path:
         raise InvalidSpec(f"{field}: {path!r} is not an absolute path")
     if not parts:
         raise InvalidSpec(f"{field}: {path!r} is the root of the container")
-    if parts[0] == "proc":
+    if parts[0] == "proc" and "/" + "/".join(parts) not in PROC_FILES:
         # whoever owns what we read or write there would decide about labels and limits (CVE-2019-16884)
         raise InvalidSpec(f"{field}: {path!r} cannot be mounted over")
     return "/" + "/".join(parts)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from crishim.errors import InvalidSpec, StartFailed
+from crishim.model.id_mapping import IdMapping
 from crishim.model.process import Capabilities, CgroupSpec, DeviceNode, DeviceRule, MountSpec, User
 from tests.support.container import DEVICES, IDLE, MOUNTS, Container, Pod, all_capabilities, program, script
 from tests.support.hostile import with_layer
@@ -171,6 +173,25 @@ def test_a_masked_file_cannot_be_read_written_moved_removed_or_uncovered(pod: Po
     ended = pod.run(attack, masked_paths=("/etc/group",))
     assert "root:x" not in ended.output
     assert ended.output.count("busy") == 2 and ended.lines[-2:] == ["group", "passwd"], ended.output
+
+
+def test_a_file_of_proc_may_be_covered_as_lxcfs_does(make_pod: Callable[..., Pod], tmp_path: Path) -> None:
+    (tmp_path / "fake").write_text("MemTotal: 1 kB\n")
+    mounts = (*MOUNTS, *(MountSpec(f"/proc/{name}", source=str(tmp_path / "fake")) for name in ("meminfo", "uptime")))
+    users = (IdMapping(0, 200_000, 65536),)
+    for pod in (make_pod(network=True), make_pod(network=True, uid_mappings=users, gid_mappings=users)):
+        seen = pod.run(script("cat /proc/meminfo /proc/uptime"), mounts=mounts, readonly_paths=("/proc/sys",))
+        assert seen.lines == ["MemTotal: 1 kB"] * 2
+
+
+def test_a_covered_file_must_be_on_the_containers_procfs(pod: Pod, tmp_path: Path) -> None:
+    (tmp_path / "fake").write_text("")
+    covered = MountSpec("/proc/meminfo", source=str(tmp_path / "fake"))
+    without = tuple(mount for mount in MOUNTS if mount.target != "/proc")
+    with pytest.raises(StartFailed, match='mounting "/proc/meminfo": '):
+        pod.start(program(*IDLE), mounts=(*without, covered))
+    with pytest.raises(StartFailed, match='mounting "/proc/meminfo": '):
+        pod.start(program(*IDLE), mounts=(*MOUNTS, replace(covered, source=str(tmp_path))))
 
 
 def test_masks_hold_on_a_read_only_root(pod: Pod) -> None:

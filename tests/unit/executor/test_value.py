@@ -62,6 +62,7 @@ def test_a_process_field_that_cannot_be_honoured(change: dict[str, Any], message
         (MountSpec("//.", "tmpfs"), r"mounts\[1\].target: '//.' cannot be mounted over"),
         (MountSpec("/proc", source="/x"), r"mounts\[1\].target: '/proc' cannot be mounted over"),
         (MountSpec("/proc/self", source="/x"), r"mounts\[1\].target: '/proc/self' cannot be mounted over"),
+        (MountSpec("/proc/meminfo", "tmpfs"), r"mounts\[1\].target: '/proc/meminfo' cannot be mounted over"),
         (MountSpec("/proc/./sys/", "tmpfs"), r"mounts\[1\].target: '/proc/./sys/' cannot be mounted over"),
         (MountSpec("/x", "tmpfs", flags=("loud",)), r"mounts\[1\].flags: 'loud' is not a mount flag"),
         (MountSpec("/x", "image"), r"mounts\[1\].layers: an image has layers"),

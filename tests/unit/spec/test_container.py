@@ -141,6 +141,8 @@ def test_flags_of_a_mount() -> None:
         (Mount("/", "/a"), "root of the container"),
         (Mount("/proc", "/a"), "container_path: '/proc'"),
         (Mount("/proc/self/attr", "/a"), "cannot be mounted over"),
+        (Mount("/proc/meminfo/x", "/a"), "cannot be mounted over"),
+        (Mount("/proc/sys/kernel/core_pattern", "/a"), "cannot be mounted over"),
         (Mount("/x", "relative"), "host_path: 'relative'"),
         (Mount("/x", ""), "host_path: ''"),
         (Mount("/x", "/a", recursive_read_only=True), "recursive_read_only"),
