@@ -23,12 +23,18 @@ PYTEST = "CRISHIM_TEST_PATIENCE=10 python3 -m pytest -p no:cacheprovider -o time
 
 
 def run(
-    node: Path, command: str, timeout_s: int, *, with_tools: Sequence[str] = (), console: list[str] | None = None
+    node: Path,
+    command: str,
+    timeout_s: int,
+    *,
+    with_tools: Sequence[str] = (),
+    console: list[str] | None = None,
+    reboots: bool = False,
 ) -> int:
     """Status of a shell command on the node; 1 when the node ended without telling it.
 
     with_tools: names of built programs of tests.e2e to take along. The node's console is printed, and appended to
-    `console` line by line.
+    `console` line by line. reboots: the command runs at each boot, and may reset the node; otherwise that ends it.
     """
     with tempfile.TemporaryDirectory(prefix="crishim-node-") as directory:
         code = Path(directory) / "code"
@@ -36,7 +42,7 @@ def run(
         _copy_tools(with_tools, code / _TOOLS)
         (code / image.START).write_text(_start_script(command))
         image.make_disk(code, Path(directory) / "disk", "512M")
-        return _boot(node, Path(directory) / "disk", timeout_s, console)
+        return _boot(node, Path(directory) / "disk", timeout_s, console, reboots=reboots)
 
 
 def run_tests(node: Path, tests: Sequence[str], timeout_s: int) -> dict[str, list[results.Result]]:
@@ -82,9 +88,9 @@ bash -c {shlex.quote(command)}; echo "{_SAID}$?"
 """
 
 
-def _boot(node: Path, code: Path, timeout_s: int, console: list[str] | None) -> int:
+def _boot(node: Path, code: Path, timeout_s: int, console: list[str] | None, *, reboots: bool) -> int:
     command = ["nice", "-n", "2", "qemu-system-x86_64", "-display", "none", "-monitor", "none", "-serial", "stdio"]
-    command += ["-no-reboot", "-nic", "none", "-snapshot"]
+    command += ["-nic", "none", "-snapshot", *(() if reboots else ("-no-reboot",))]
     command += ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-smp", "2", "-m", "3072"]
     command += ["-kernel", str(node / "kernel"), "-initrd", str(node / "initrd")]
     command += ["-append", "root=/dev/vda rw console=ttyS0 quiet panic=-1 mitigations=off audit=0"]

@@ -9,7 +9,6 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,21 +25,35 @@ SUBSET = (
 PROGRAMS = ("qemu-system-x86_64", "debootstrap", "mke2fs")
 _NEEDED_BYTES = 4 << 30
 _NODE_S = 900
+#: a reset, not a shutdown: what was not written is lost, as when the power fails
+_REBOOTED = """
+export CRISHIM_TEST_PATIENCE=10
+if [ -e /var/lib/rebooted/notes.json ]; then
+    python3 -m tests.node.reboot after
+else
+    python3 -m tests.node.reboot before && sync && echo b > /proc/sysrq-trigger
+fi
+"""
 
 pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
-def results() -> Iterator[dict[str, list[Result]]]:
-    """Results of the node's tests by file."""
+def node() -> Path:
+    """Directory of the node's image."""
     _require()
     try:
-        node = image.build(boot.LOCK)
+        return image.build(boot.LOCK)
     except subprocess.CalledProcessError as error:
         if error.cmd[0] == "debootstrap":
             pytest.skip("the node image cannot be built: no package mirror answers debootstrap")
         raise
-    yield boot.run_tests(node, SUBSET, timeout_s=_NODE_S)
+
+
+@pytest.fixture(scope="module")
+def results(node: Path) -> dict[str, list[Result]]:
+    """Results of the node's tests by file."""
+    return boot.run_tests(node, SUBSET, timeout_s=_NODE_S)
 
 
 def _require() -> None:
@@ -64,3 +77,7 @@ def test_on_the_node(results: dict[str, list[Result]], file: str) -> None:
     ]
     assert not wrong, "\n\n".join(wrong)
     assert any(each.outcome == "passed" for each in of_file), f"none of {file} has run; {len(of_file)} results"
+
+
+def test_a_reboot_ends_the_pods_and_their_networks(node: Path) -> None:
+    assert boot.run(node, _REBOOTED, _NODE_S, reboots=True) == 0

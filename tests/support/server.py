@@ -54,7 +54,7 @@ class Server:
         self.monitors_cgroup = f"{self.cgroup}/monitors"
         self._network = network
         self._config = directory / "config.toml"
-        self.logs.mkdir(parents=True)
+        self.logs.mkdir(parents=True, exist_ok=True)
         self.configure(config)
         self.process: subprocess.Popen[bytes] | None = None
         self._client: Client | None = None
