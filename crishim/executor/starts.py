@@ -29,7 +29,11 @@ class Starts:
         self._starters: set[int] = set()
 
     def begin(self, connection: socket, message: Message) -> None:
-        """Clone a starter; its answer comes through the loop, so that nothing here waits for a host path."""
+        """Clone a starter; its answer comes through the loop, so that nothing here waits for a host path.
+
+        StepFailed for a container that is started already or whose log cannot be opened, OSError when nothing can be
+        cloned; either leaves nothing.
+        """
         body = message.body
         container_id, spec = body["id"], body["spec"]
         assert isinstance(container_id, bytes) and isinstance(spec, bytes)

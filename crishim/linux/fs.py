@@ -106,7 +106,10 @@ def is_device(fd: int, major: int, minor: int) -> bool:
 
 
 def give_pipe(fd: int, uid: int) -> None:
-    """A pipe that becomes a process's stdio becomes its user's, who may open /dev/stdout again; nothing else does."""
+    """A pipe that becomes a process's stdio becomes its user's, who may open /dev/stdout again; nothing else does.
+
+    uid: the host's number. OSError of fchown(2).
+    """
     if stat.S_ISFIFO(os.fstat(fd).st_mode):
         os.fchown(fd, uid, -1)
 
