@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+import io
 import random
 import socket
 import struct
 import sys
+import tarfile
+from pathlib import Path
 from urllib.parse import urlsplit
+
+from tests.support.image_archive import write_layers
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DEADLINE_S = 10.0
@@ -21,6 +26,11 @@ _HEADERS = (
     "Sec-WebSocket-Protocol: v5.channel.k8s.io", "Sec-WebSocket-Protocol: ", "Content-Length: 99999999999999999999",
     "Content-Length: -1", "Transfer-Encoding: chunked", "Expect: 100-continue", "Origin: http://elsewhere.example",
     "no colon", ": no name", "Long: " + "x" * 70000, "Host: \xff",
+)  # fmt: skip
+#: what stands where a document says something else
+_JSON = (
+    None, True, -1, 0, 1 << 70, 1.5, "", "x", "x" * 70000, "a\0b", "../../x", "/", "sha256:", "sha256:" + "0" * 64,
+    "md5:" + "0" * 32, "sha512:00", "linux", [], {}, [[]], [None], {"": ""}, {"digest": 1}, "\ud800", [1] * 5000,
 )  # fmt: skip
 
 
@@ -40,6 +50,37 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes, lie: int = 0) -> 
     """A frame whose header says `lie` bytes more than there are (RFC 9113, 4.1)."""
     length = max(0, len(payload) + lie) & 0xFFFFFF
     return struct.pack(">BHBBI", length >> 16, length & 0xFFFF, kind, flags, stream) + payload
+
+
+def archive(draws: random.Random, path: Path) -> None:
+    """Write the archive of a small image, in whose documents some values are others."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as members:
+        members.addfile(tarfile.TarInfo("file"))
+    write_layers(
+        path,
+        draws.choice(("a/b:c", "crishim.local/x:y", "UPPER:x", ":", "a@b", "127.0.0.1:1/a:b", "x" * 300)),
+        [layer.getvalue()] * draws.choice((1, 1, 2, 130)),
+        {"Env": ["A=b"], "User": "1", "Volumes": {"/v": {}}, "ExposedPorts": {"80/tcp": {}}, "StopSignal": "SIGTERM"},
+        lambda document: _changed(draws, document) if draws.random() < 0.3 else document,
+    )
+
+
+def _changed(draws: random.Random, value: object) -> object:
+    """The same document with one value, somewhere in it, replaced, left out or doubled."""
+    if not value or not isinstance(value, (dict, list)) or draws.random() < 0.1:
+        return draws.choice(_JSON)
+    copy = value.copy()
+    keys = list(copy) if isinstance(copy, dict) else list(range(len(copy)))
+    key = draws.choice(keys)
+    way = draws.randrange(8)
+    if way == 0:
+        del copy[key]
+    elif way == 1 and isinstance(copy, list):
+        copy *= draws.choice((2, 200))
+    else:
+        copy[key] = _changed(draws, copy[key])
+    return copy
 
 
 def _request(draws: random.Random, path: str) -> bytes:

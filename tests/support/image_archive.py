@@ -10,7 +10,7 @@ import io
 import json
 import subprocess
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,22 @@ def write_image(
     return write_layers(path, name, [shell_layer(files or {}, links or {})], settings)
 
 
-def write_layers(path: Path, name: str, layers: Sequence[bytes], config: Mapping[str, Any] | None = None) -> Path:
-    """Writes the archive of an image of these layers, tar archives with the bottom first, and returns its path."""
-    image_config = _json(
+def write_layers(
+    path: Path,
+    name: str,
+    layers: Sequence[bytes],
+    config: Mapping[str, Any] | None = None,
+    edit: Callable[[Any], Any] = lambda document: document,
+) -> Path:
+    """Writes the archive of an image of these layers, tar archives with the bottom first, and returns its path.
+
+    `edit` changes each JSON document before its digest is taken, so that nothing but its content is wrong.
+    """
+
+    def edited(document: object) -> bytes:
+        return _json(edit(document))
+
+    image_config = edited(
         {
             "architecture": _architecture(),
             "os": "linux",
@@ -48,7 +61,7 @@ def write_layers(path: Path, name: str, layers: Sequence[bytes], config: Mapping
         }
     )
     media = "application/vnd.oci.image"
-    manifest = _json(
+    manifest = edited(
         {
             "schemaVersion": 2,
             "mediaType": f"{media}.manifest.v1+json",
@@ -62,8 +75,8 @@ def write_layers(path: Path, name: str, layers: Sequence[bytes], config: Mapping
     docker = {"Config": _blob_path(image_config), "RepoTags": [name], "Layers": [_blob_path(layer) for layer in layers]}
     with tarfile.open(path, "w") as archive:
         _add(archive, "oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
-        _add(archive, "index.json", _json({"schemaVersion": 2, "manifests": [top]}))
-        _add(archive, "manifest.json", _json([docker]))
+        _add(archive, "index.json", edited({"schemaVersion": 2, "manifests": [top]}))
+        _add(archive, "manifest.json", edited([docker]))
         for name_in_archive, content in blobs.items():
             _add(archive, name_in_archive, content)
     return path
