@@ -1,20 +1,25 @@
-"""The rooms of one server, made in the order in which they need each other, started and stopped."""
+"""One server: its rooms are made, started and stopped.
+
+`use_cases.py` connects what answers calls; here is what it works with, and the order of start and end.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 
 import crishim
 from crishim.app.cgroups import Cgroups
+from crishim.app.doors import open_metrics, open_streaming
+from crishim.app.following import Followers
 from crishim.app.image_store import open_image_store
 from crishim.app.metrics import Metrics
 from crishim.app.newer import refuse_newer
 from crishim.app.reload import Reload
 from crishim.app.settings import settings_of
+from crishim.app.use_cases import Rooms, UseCases
 from crishim.cgroups import effects
 from crishim.config import Config
 from crishim.cri.interceptors import Guard
@@ -26,49 +31,23 @@ from crishim.executor.client import Executor
 from crishim.metrics.containers import ContainerMetrics
 from crishim.metrics.node import NodeMetrics
 from crishim.metrics.server import MetricsServer
-from crishim.model.container import Container
-from crishim.model.image import Image
-from crishim.model.sandbox import Sandbox
 from crishim.network.bridge import BridgeNetwork
 from crishim.network.cni.network import CniNetwork
 from crishim.network.door import Network
 from crishim.runtime.apparmor import AppArmorProfiles
-from crishim.runtime.collector import Collector
-from crishim.runtime.containers import Containers
 from crishim.runtime.events import Events
-from crishim.runtime.execs import Execs
-from crishim.runtime.exits import Exits
-from crishim.runtime.garbage.collection import Garbage
-from crishim.runtime.garbage.free import Freeing
-from crishim.runtime.garbage.ledger import Ledger
-from crishim.runtime.garbage.owners import Instance
 from crishim.runtime.helper import Helper
-from crishim.runtime.images import Images
-from crishim.runtime.layers import WritableLayers
 from crishim.runtime.live import Live
-from crishim.runtime.monitors import Monitors
-from crishim.runtime.node import Node
-from crishim.runtime.operations import Locks, Operations
+from crishim.runtime.operations import Operations
 from crishim.runtime.places import Places
-from crishim.runtime.profiles import SeccompProfiles
-from crishim.runtime.recovery import Recovery
-from crishim.runtime.removal import Removal
-from crishim.runtime.sandboxes import Sandboxes
-from crishim.runtime.sessions import Sessions
 from crishim.runtime.settings import Settings
-from crishim.runtime.stopping import Stopping
-from crishim.runtime.story import Stories
-from crishim.runtime.take_back import TakeBack
-from crishim.runtime.translation import Translation
 from crishim.runtime.units import Units
-from crishim.runtime.unwatched import Unwatched
 from crishim.runtime.user_namespaces import why_no_user_namespaces
-from crishim.runtime.users import ImageUsers
 from crishim.spec.capabilities import DEFAULT
 from crishim.spec.seccomp import runtime_default
 from crishim.store.boot import current_boot_id
 from crishim.store.durable import DurableStore
-from crishim.store.store import Kind, Store
+from crishim.store.store import Store
 from crishim.streaming.server import StreamingServer
 
 logger = logging.getLogger(__name__)
@@ -106,64 +85,51 @@ class Server:
         self._durable = DurableStore(root)
         self._network = _network(config)
         self._images = open_image_store(root, config.images, executor)
+        self._helper = Helper()
+        self._operations = Operations()
+        self._live = Live()
+        self._listing = Listing()
+        self._events = Events(self._store)
+        self._node_metrics = NodeMetrics(
+            crishim.__version__, self._operations.in_flight, lambda: self._use_cases.garbage.counts()
+        )
+        self._metrics = Metrics(self._node_metrics, ContainerMetrics(self._store))
+        self._use_cases = self._make_use_cases()
         self._reload = Reload(
             config,
             self._settings,
             self._translate,
             self._images,
             self._network,
-            lambda interval_s: self._garbage.configure(interval_s),
+            self._use_cases.garbage.configure,
         )
         self._reloading = asyncio.Lock()
-        self._helper = Helper()
-        self._operations = Operations()
-        self._live = Live()
-        self._listing = Listing()
-        self._events = Events(self._store)
+        self._grpc: GrpcServer | None = None
+        self._metrics_server: MetricsServer | None = None
+        self._streaming: StreamingServer | None = None
 
     def _translate(self, config: Config) -> Settings:
         return settings_of(config, self._cgroups, self._executor, self._apparmor)
 
     async def start(self) -> None:
         """Listen at once, answer when recovery is done."""
-        self._observe()
-        self._make_use_cases()
-        guard = Guard(self._node_metrics.rpc_ended, lambda: self._starting)
-        self._grpc = GrpcServer(
-            self._config.server.listen,
-            services(
-                sandboxes=self._sandboxes,
-                containers=self._containers,
-                execs=self._execs,
-                stats=self._collector,
-                events=self._events,
-                images=self._image_cases,
-                stories=self._stories,
-                garbage=self._garbage,
-                monitors=Monitors(self._live, self._helper),
-                node=self._node,
-                listing=self._listing,
-                guard=guard,
-                version=crishim.__version__,
-                streaming=self._sessions,
-            ),
-        )
-        try:
-            await self._grpc.start()
-        except OSError as error:
-            raise Unavailable(f"cannot listen on {self._config.server.listen}: {error}") from error
+        await self._listen()
         self._executor.on_zygote_lost = lambda: logger.error("the zygote died, and its execs with it; a new one starts")
         await self._executor.open()
         self._settings.no_user_namespaces = await why_no_user_namespaces(
             self._executor, self._settings.root_dir, self._settings.state_dir
         )
         await self._network.open()
-        await self._recovery.run(self._found)
-        self._fill_listing()
+        await self._use_cases.recovery.run(self._found)
+        followers = Followers(self._listing, self._events, self._use_cases.collector, self._use_cases.layers)
+        followers.follow(self._store)
+        followers.follow_images(self._images, self._use_cases.images)
         await self._helper.run(runtime_default, DEFAULT, self._settings.node.kernel, self._settings.node.machine)
         await self._serve_metrics()
-        await self._serve_streams()
-        self._operations.spawn(self._garbage.run(), "checks for leftovers")
+        self._streaming = await open_streaming(
+            self._config.streaming, self._use_cases.sessions, self._config.server.root
+        )
+        self._operations.spawn(self._use_cases.garbage.run(), "checks for leftovers")
         self._starting = None
 
     def reload_later(self, reread: Callable[[], Config]) -> None:
@@ -182,11 +148,11 @@ class Server:
         """End the server; what it started goes on."""
         self._starting = "the server is stopping"
         self._events.close()
-        if hasattr(self, "_metrics_server"):
+        if self._metrics_server is not None:
             await self._metrics_server.stop()  # first: a page that is asked for begins to read usage
-        if hasattr(self, "_grpc"):
+        if self._grpc is not None:
             await self._grpc.stop(_CALLS_S)
-        if hasattr(self, "_streaming"):
+        if self._streaming is not None:
             await self._streaming.stop()
         await self._operations.close(_OPERATIONS_S)
         idle = not self._live.monitors()
@@ -212,42 +178,55 @@ class Server:
             logger.warning("the slice %s stays: %s", root, error)
         await self._helper.run(effects.remove, self._executor.hierarchy, self._settings.cgroup_root, tries=4)
 
-    # -- rooms that follow the store
+    # -- parts of the start
 
-    def _observe(self) -> None:
-        self._node_metrics = NodeMetrics(
-            crishim.__version__, self._operations.in_flight, lambda: self._garbage.counts()
+    def _make_use_cases(self) -> UseCases:
+        return UseCases(
+            Rooms(
+                settings=self._settings,
+                gc_interval_s=self._config.gc.interval_s,
+                boot_id=self._boot_id,
+                store=self._store,
+                durable=self._durable,
+                images=self._images,
+                network=self._network,
+                executor=self._executor,
+                apparmor=self._apparmor,
+                units=self._units,
+                places=self._places,
+                live=self._live,
+                operations=self._operations,
+                helper=self._helper,
+                metrics=self._metrics,
+            )
         )
-        self._metrics = Metrics(self._node_metrics, ContainerMetrics(self._store))
 
-    def _fill_listing(self) -> None:
-        for sandbox in self._store.list_sandboxes():
-            self._listing.upsert_sandbox(sandbox)
-        for container in self._store.list_containers():
-            self._listing.upsert_container(container)
-        self._listing.upsert_images(self._images.list())
-        self._store.subscribe(self._changed)
-        self._store.subscribe(self._events.changed)  # after the listing, so that a list shows what an event told
-
-    def _changed(self, kind: Kind, old: Sandbox | Container | None, new: Sandbox | Container | None) -> None:
-        if isinstance(new, Sandbox):
-            self._listing.upsert_sandbox(new)
-        elif isinstance(new, Container):
-            self._listing.upsert_container(new)
-        elif old is not None and kind is Kind.SANDBOX:
-            self._listing.remove_sandbox(old.id)
-            self._collector.forget(old.id)
-        elif old is not None:
-            self._listing.remove_container(old.id)
-            self._collector.forget(old.id)
-            self._layers.forget(old.id)
-
-    def _image_removed(self, image_id: str) -> None:
-        self._listing.remove_image(image_id)
-
-    def _image_added(self, image: Image) -> None:
-        """A tag may have moved from another image, so all entries are made anew."""
-        self._listing.upsert_images(self._images.list())
+    async def _listen(self) -> None:
+        """Every call is answered from now on: with why it must wait, until the server has started."""
+        cases = self._use_cases
+        self._grpc = GrpcServer(
+            self._config.server.listen,
+            services(
+                sandboxes=cases.sandboxes,
+                containers=cases.containers,
+                execs=cases.execs,
+                stats=cases.collector,
+                events=self._events,
+                images=cases.images,
+                stories=cases.stories,
+                garbage=cases.garbage,
+                monitors=cases.monitors,
+                node=cases.node,
+                listing=self._listing,
+                guard=Guard(self._node_metrics.rpc_ended, lambda: self._starting),
+                version=crishim.__version__,
+                streaming=cases.sessions,
+            ),
+        )
+        try:
+            await self._grpc.start()
+        except OSError as error:
+            raise Unavailable(f"cannot listen on {self._config.server.listen}: {error}") from error
 
     async def _serve_metrics(self) -> None:
         address = self._config.server.metrics
@@ -256,166 +235,12 @@ class Server:
         loop = asyncio.get_running_loop()
 
         def render() -> bytes:
-            loop.call_soon_threadsafe(self._collector.ask)
+            loop.call_soon_threadsafe(self._use_cases.collector.ask)
             return self._metrics.render()
 
-        self._metrics_server = MetricsServer(render, lambda: self._starting)
-        try:
-            await self._metrics_server.start(address.host, address.port)
-        except OSError as error:
-            raise Unavailable(f"server.metrics: cannot listen on {address.host}:{address.port}: {error}") from error
+        self._metrics_server = await open_metrics(address, render, lambda: self._starting)
         host = f"[{address.host}]" if ":" in address.host else address.host
         self.metrics_address = f"{host}:{self._metrics_server.port}"
-
-    async def _serve_streams(self) -> None:
-        streaming = self._config.streaming
-        if streaming.listen is None:
-            return
-        tls = None
-        if streaming.cert_file is not None and streaming.key_file is not None:
-            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            try:
-                tls.load_cert_chain(streaming.cert_file, streaming.key_file)
-            except OSError as error:  # ssl.SSLError is one
-                raise Unavailable(f"streaming: {streaming.cert_file} and {streaming.key_file}: {error}") from error
-        self._streaming = StreamingServer(self._sessions, tls=tls, spool_dir=self._config.server.root)
-        host, port = streaming.listen.host, streaming.listen.port
-        try:
-            await self._streaming.start(host, port)
-        except OSError as error:
-            raise Unavailable(f"streaming.listen: cannot listen on {host}:{port}: {error}") from error
-
-    # -- use cases
-
-    def _make_use_cases(self) -> None:
-        settings, store, live, places = self._settings, self._store, self._live, self._places
-        operations, helper, executor = self._operations, self._helper, self._executor
-        hierarchy, rootfs, locks = executor.hierarchy, self._images.rootfs, Locks()
-        exits = Exits(store, live, places, hierarchy, operations, helper, self._metrics)
-        stopping = Stopping(store, live, exits, hierarchy, operations, helper, locks, settings)
-        removal = Removal(
-            store, live, places, executor, rootfs, operations, helper, stopping, self._units, settings.kill_wait_s
-        )
-        exits.on_unwatched_end = removal.run_poststop
-        unwatched = Unwatched(store, live, exits, hierarchy, helper)
-        self._make_garbage(removal, unwatched)
-        self._sandboxes = Sandboxes(
-            settings=settings,
-            store=store,
-            durable=self._durable,
-            boot_id=self._boot_id,
-            executor=executor,
-            network=self._network,
-            operations=operations,
-            live=live,
-            places=places,
-            exits=exits,
-            stopping=stopping,
-            removal=removal,
-            helper=helper,
-        )
-        translation = Translation(
-            settings=settings,
-            executor=executor,
-            images=self._images,
-            users=ImageUsers(executor, self._images),
-            profiles=SeccompProfiles(settings),
-            apparmor=self._apparmor,
-            units=self._units,
-            places=places,
-            helper=helper,
-        )
-        self._containers = Containers(
-            settings=settings,
-            store=store,
-            executor=executor,
-            images=self._images,
-            translation=translation,
-            units=self._units,
-            operations=operations,
-            live=live,
-            places=places,
-            exits=exits,
-            stopping=stopping,
-            removal=removal,
-            helper=helper,
-            observer=self._metrics,
-            locks=locks,
-        )
-        self._execs = Execs(settings, store, live, executor, operations, helper, self._metrics)
-        self._sessions = Sessions(store, live, executor, operations, helper, self._metrics)
-        mountpoint = self._images.usage().mountpoint
-        self._layers = WritableLayers(rootfs, executor, mountpoint)
-        self._collector = Collector(store, live, hierarchy, operations, helper, self._layers, mountpoint)
-        self._collector.on_sample = self._metrics.sampled
-        self._image_cases = Images(self._images, operations, self._metrics)
-        self._image_cases.on_added = self._image_added
-        self._image_cases.on_removed = self._image_removed
-        self._stories = Stories(store, places, operations, helper)
-        self._node = Node(settings, self._network, operations, crishim.__version__, self._garbage.leftovers)
-        self._recovery = Recovery(
-            settings=settings,
-            store=store,
-            executor=executor,
-            operations=operations,
-            live=live,
-            places=places,
-            exits=exits,
-            removal=removal,
-            unwatched=unwatched,
-            garbage=self._garbage,
-            helper=helper,
-        )
-
-    def _make_garbage(self, removal: Removal, unwatched: Unwatched) -> None:
-        settings, config = self._settings, self._config
-
-        def freeing(live_ids: Callable[[], Iterable[str]]) -> Freeing:
-            return Freeing(
-                settings=settings,
-                durable=self._durable,
-                network=self._network,
-                images=self._images,
-                live=self._live,
-                places=self._places,
-                removal=removal,
-                take_back=TakeBack(
-                    settings=settings,
-                    store=self._store,
-                    durable=self._durable,
-                    network=self._network,
-                    live=self._live,
-                    places=self._places,
-                    removal=removal,
-                    helper=self._helper,
-                ),
-                helper=self._helper,
-                live_ids=live_ids,
-            )
-
-        self._garbage = Garbage(
-            instance=Instance(
-                cgroup_root=settings.cgroup_root,
-                cgroup_driver=settings.cgroup_driver,
-                network_mode=settings.network_mode,
-                netns_prefix=settings.netns_prefix,
-                state_dir=settings.state_dir,
-                root_dir=settings.root_dir,
-            ),
-            interval_s=config.gc.interval_s,
-            store=self._store,
-            durable=self._durable,
-            live=self._live,
-            operations=self._operations,
-            executor=self._executor,
-            network=self._network,
-            images=self._images,
-            places=self._places,
-            unwatched=unwatched,
-            ledger=Ledger(config.server.state / "leftovers.json"),
-            observer=self._metrics,
-            freeing=freeing,
-        )
 
 
 def _network(config: Config) -> Network:

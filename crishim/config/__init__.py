@@ -2,7 +2,7 @@
 
 from crishim.config.checks import Address
 from crishim.config.files import DEFAULT_PATH, Key, Loaded, load, read
-from crishim.config.sections import Config, ImagesConfig, ServerConfig
+from crishim.config.sections import Config, ImagesConfig, ServerConfig, StreamingConfig
 from crishim.config.show import changes, flat, name_of, toml_value
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Key",
     "Loaded",
     "ServerConfig",
+    "StreamingConfig",
     "changes",
     "flat",
     "load",
