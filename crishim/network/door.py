@@ -70,7 +70,10 @@ class Network(Protocol):
     """
 
     async def open(self) -> None:
-        """Once, before anything else. A node that lacks something is not an error here: `ready` says it."""
+        """Once, before anything else. A node that lacks something is not an error here: `ready` says it.
+
+        Unsupported when a newer crishim wrote what is on record, which stays as it is.
+        """
         ...
 
     async def close(self) -> None:

@@ -63,6 +63,7 @@ NEWER = {
     "a spec with a later field": _record("specs/*", lambda value: value["spec"].update(colour="red")),
     "reservations": _database("crishim.db"),
     "images": _database("images.db"),
+    "addresses": _database("network.db"),
 }
 
 
@@ -84,6 +85,21 @@ def test_what_a_newer_version_wrote_is_refused_and_left_alone(what: str, server:
     server.start()
     assert server.status(container).state == m.CONTAINER_RUNNING
     assert server.sh(container, "echo on") == "on\n"
+
+
+def test_a_cni_attachment_that_a_newer_version_recorded_is_refused_and_left_alone(tmp_path: Path) -> None:
+    server = Server(tmp_path / "node", network="cni")
+    records = server.root / "cni"
+    records.mkdir(parents=True)
+    (records / "a.json").write_text('{"version": 2}')
+    try:
+        server.start(ready=False)
+        assert server.wait_ended() == 1
+        said = [line for line in server.errors.read_text().splitlines() if line.startswith("crishim: ")]
+        assert len(said) == 1 and said[0].startswith(f"crishim: {records}/a.json was written by a newer crishim"), said
+        assert [path.name for path in records.iterdir()] == ["a.json"]
+    finally:
+        server.close()
 
 
 def _contents(server: Server) -> dict[str, object]:

@@ -59,6 +59,8 @@ class CniNetwork:
             self._conf_dir, self._signature = conf_dir, None
 
     async def open(self) -> None:
+        """Unsupported when a newer crishim wrote what is on record."""
+        self._records.refuse_newer()
         self._reload()
 
     async def close(self) -> None:

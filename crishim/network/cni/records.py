@@ -1,7 +1,8 @@
 """What was given to plugins and what they answered, one file per sandbox, so that DEL works after a crash or a reboot.
 
 A record is durable before the first plugin runs and removed after the last one has undone its part. It holds the
-configuration as it was: the node's may have changed since.
+configuration as it was: the node's may have changed since. A record that a newer crishim wrote is left alone, and a
+server does not start on it: put aside, it would leave the attachment for ever.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crishim.errors import InvalidSpec, Unavailable
+from crishim.errors import InvalidSpec, Unavailable, Unsupported
 from crishim.network.cni.conf import NetworkConf, document_of, network_of
 
 logger = logging.getLogger(__name__)
 
 _VERSION = 1
+_KEYS = frozenset({"version", "sandbox_id", "network", "netns_path", "cni_args", "arguments", "result"})
 _SANDBOX_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 
 
@@ -67,13 +70,15 @@ class AttachmentRecords:
             raise Unavailable(f"{path} cannot be written: {error.strerror}") from error
 
     def find(self, sandbox_id: str) -> AttachmentRecord | None:
-        """None when there is none. One that is not understood is put aside, logged, and counts as none.
+        """None when there is none. One that is damaged is put aside, logged, and counts as none.
 
-        It cannot be undone, and a sandbox that could never be stopped would be worse; GC has the rest.
+        It cannot be undone, and a sandbox that could never be stopped would be worse; GC has the rest. Unsupported for
+        one that a newer crishim wrote, which stays as it is.
         """
         path = self._path(sandbox_id)
         try:
             document = json.loads(path.read_bytes())
+            _refuse_newer(path, document)
             if document["version"] != _VERSION:
                 raise ValueError(f"version {document['version']} is not {_VERSION}")
             return AttachmentRecord(
@@ -111,6 +116,13 @@ class AttachmentRecords:
             return
         yield from (name.removesuffix(".json") for name in names if name.endswith(".json"))
 
+    def refuse_newer(self) -> None:
+        """Unsupported names the first record that a newer crishim wrote; damaged ones are for `find` to tell."""
+        for sandbox_id in self.ids():
+            with suppress(OSError, ValueError, RecursionError, InvalidSpec):
+                path = self._path(sandbox_id)
+                _refuse_newer(path, json.loads(path.read_bytes()))
+
     def _path(self, sandbox_id: str) -> Path:
         if not _SANDBOX_ID.fullmatch(sandbox_id):
             raise InvalidSpec(f"sandbox id: {sandbox_id!r} cannot be the name of a file")
@@ -122,3 +134,18 @@ class AttachmentRecords:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _refuse_newer(path: Path, document: object) -> None:
+    if not isinstance(document, dict):
+        return
+    version, unknown = document.get("version"), sorted(document.keys() - _KEYS)
+    if isinstance(version, int) and version > _VERSION:
+        problem = f"version {version}, this crishim reads {_VERSION}"
+    elif version == _VERSION and unknown:
+        problem = f"unknown field {unknown[0]!r}"
+    else:
+        return
+    raise Unsupported(
+        f"{path} was written by a newer crishim ({problem}): go back to that version, or remove its pods with it first"
+    )

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from crishim.errors import TimedOut, Unavailable
+from crishim.errors import TimedOut, Unavailable, Unsupported
 from crishim.model.sandbox import PortMapping, SandboxConfig
 from crishim.network.cni import network as module
 from crishim.network.cni.network import CniNetwork
@@ -260,6 +260,24 @@ def test_a_record_that_is_damaged_is_put_aside(node: Node) -> None:
         await node.network.detach("a", None, deadline_s=30)
         assert (node.directory / "records" / "a.damaged").exists()
         assert (await node.network.attach(_attachment(), deadline_s=30)).ips
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("change", [{"version": 2}, {"colour": "red"}])
+def test_a_record_of_a_newer_crishim_is_refused_and_stays(node: Node, change: dict[str, Any]) -> None:
+    async def scenario() -> None:
+        await node.network.attach(_attachment(), deadline_s=30)
+        path = node.directory / "records" / "a.json"
+        text = json.dumps(json.loads(path.read_text()) | change)
+        path.write_text(text)
+        node.calls()
+        with pytest.raises(Unsupported, match=r"a\.json was written by a newer crishim"):
+            await node.restarted().open()
+        with pytest.raises(Unsupported, match="newer crishim"):
+            await node.network.detach("a", None, deadline_s=30)
+        assert (await node.network.reconcile((), deadline_s=30), path.read_text()) == (("a",), text)
+        assert not [call for call in node.calls() if " DEL " in call]
 
     asyncio.run(scenario())
 
