@@ -7,6 +7,7 @@ Descriptors that a caller hands in stay the caller's; those in answers become th
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from crishim.cgroups import effects
 from crishim.cgroups.hierarchy import Hierarchy, detect
+from crishim.cgroups.sub_cgroups import sub_cgroups, task_files
 from crishim.errors import InvalidSpec, NotFound, StartFailed, TimedOut, Unavailable
 from crishim.executor import launch, tables, value, wire
 from crishim.executor.connection import Connection, first_message, reap, reap_later
@@ -51,6 +53,8 @@ _POSTSTOP_S = 300.0
 #: a zygote that lived this long was well
 _STEADY_S = 5.0
 _PAUSE_LIMIT_S = 10.0
+#: what a cgroup of v2 says to a process that it cannot take
+_BUSY = os.strerror(errno.EBUSY).lower()
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +246,8 @@ class Executor:
     async def exec(self, spec: ExecSpec) -> ExecProcess:
         """Start an exec. Its set-up goes on while this returns; `wait` raises StartFailed when it came to nothing.
 
-        StartFailed when the container's cgroup is gone, Unavailable while there is no zygote.
+        StartFailed when the container's cgroup is gone, Unavailable while there is no zygote, InvalidSpec for what
+        cannot be honoured.
         """
         body = value.process_value(spec.process)
         body["container_id"] = spec.container_id.encode()
@@ -253,6 +258,15 @@ class Executor:
             if kind is not NamespaceKind.PID:
                 flags |= tables.NAMESPACE_FLAGS[kind.value.encode()]
         leaf = f"{spec.cgroup_path}/{spec.leaf}" if spec.leaf else spec.cgroup_path
+        if spec.process.sub_cgroup_paths:
+            if spec.leaf:
+                raise InvalidSpec(f"sub_cgroup_paths: the exec has the leaf {spec.leaf!r} of the container's cgroup")
+            places = sub_cgroups(self.hierarchy, spec.cgroup_path, spec.process.sub_cgroup_paths)
+            leaf = places.get(self.hierarchy.mount, leaf)
+            files = task_files(self.hierarchy, places)
+        else:
+            # of a v1 node the leaf is in one of these trees, elsewhere they have the container's cgroup alone
+            files = effects.task_files(self.hierarchy, spec.cgroup_path if self.hierarchy.mount else leaf)
         report, reports = wire.pair()
         report.setblocking(False)
         cgroup = -1
@@ -272,10 +286,10 @@ class Executor:
             body["namespaces"] = flags
             body["join_pid"] = NamespaceKind.PID in spec.namespaces
             body["leaf"] = leaf if spec.leaf else ""
-            files = effects.task_files(self.hierarchy, spec.cgroup_path)
-            body["cgroup_procs"] = files + (
-                effects.birth_files(self.hierarchy, leaf) if body["initial_affinity"] else []
-            )
+            if body["initial_affinity"]:
+                files += effects.birth_files(self.hierarchy, leaf)
+            body["cgroup_procs"] = files
+            body["nested"] = "" if spec.leaf or spec.process.sub_cgroup_paths else spec.cgroup_path
             seq = self._connection.next_seq()
             ended: asyncio.Future[ExecExit] = asyncio.get_running_loop().create_future()
             self._execs[seq] = ended
@@ -283,8 +297,11 @@ class Executor:
                 message = await self._connection.request(
                     wire.EXEC, spec.container_id.encode(), body, fds, seq, on_late=_kill_exec
                 )
-            except BaseException:
+            except BaseException as error:
                 self._execs.pop(seq, None)
+                if str(error) == _BUSY:
+                    why = "it has handed controllers to cgroups below it, so that it takes no process"
+                    raise StartFailed(f'the cgroup "{leaf}": {why}') from None
                 raise
             started = ExecProcess(
                 int(message.body["pid"]),  # type: ignore[call-overload]

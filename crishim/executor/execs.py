@@ -6,6 +6,7 @@ the exec's leaf cgroup; the answer takes the pidfd of the new process back.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from _signal import pidfd_send_signal
@@ -95,15 +96,37 @@ def _give_pipes(fds: tuple[int, ...], uid: int, target: int, namespaces: int, pr
 
 def _outside(uid: int, target: int, proc: int) -> int:
     """The host's number of a uid in the user namespace of a process; 0 when it has none, and set-up will say so."""
-    with open(f"/proc/self/fdinfo/{target}", "rb") as info:
-        pid = next(line.split()[1] for line in info if line.startswith(b"Pid:"))
-    fd = os.open(pid + b"/uid_map", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    fd = os.open(_pid_of(target) + b"/uid_map", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
     try:
         return userns.outside([[int(word) for word in line.split()] for line in os.read(fd, 1 << 16).splitlines()], uid)
     except OSError:
         return 0
     finally:
         os.close(fd)
+
+
+def _pid_of(pidfd: int) -> bytes:
+    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as info:
+        return next(line.split()[1] for line in info if line.startswith(b"Pid:"))
+
+
+def _where_init_went(cgroup: int, path: str, target: int, proc: int) -> int:
+    """Directory of the v2 cgroup that the container's init is in now, below the container's own, `path`.
+
+    A container that may write its cgroup, an init system above all, hands controllers to cgroups below and moves its
+    processes there: then its own cgroup takes no process any more (cgroups(7), "no internal processes"). OSError
+    (EBUSY) when its init is not below.
+    """
+    fd = os.open(_pid_of(target) + b"/cgroup", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    try:
+        lines = os.read(fd, 1 << 16).splitlines()
+    finally:
+        os.close(fd)
+    now = next((line[3:] for line in lines if line.startswith(b"0::")), b"")
+    own = os.fsencode(path.rstrip("/")) + b"/"
+    if not now.startswith(own) or b".." in now.split(b"/"):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+    return os.open(now[len(own) :], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=cgroup)
 
 
 def start(message: Message, own_pid_namespace: int, proc: int, privileges: Privileges) -> Exec:
@@ -131,7 +154,15 @@ def start(message: Message, own_pid_namespace: int, proc: int, privileges: Privi
         program = lower(plan.exec_steps(value, opened, namespaces), privileges, high, log)
         # with an initial affinity it joins the cgroup by itself, later
         born_in = -1 if value["initial_affinity"] else cgroup
-        pid, pidfd = clone_into(target if value["join_pid"] else -1, own_pid_namespace, born_in)
+        into = target if value["join_pid"] else -1
+        try:
+            pid, pidfd = clone_into(into, own_pid_namespace, born_in)
+        except OSError as error:
+            # a server of an earlier version does not say it
+            if error.errno != errno.EBUSY or not value.get("nested"):
+                raise
+            ours.append(_where_init_went(cgroup, str(value["nested"]), target, proc))
+            pid, pidfd = clone_into(into, own_pid_namespace, ours[-1])
         if pid == 0:
             child.run(program, high)
     finally:

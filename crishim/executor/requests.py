@@ -60,7 +60,8 @@ class ExecSpec:
     """A further process in a running container.
 
     init_pidfd: of the container's init; namespaces: those that the container does not share with us; cgroup_path: the
-    container's cgroup; leaf: "exec.0", a leaf of it that the caller made, or "" for the container's own cgroup.
+    container's cgroup; leaf: "exec.0", a leaf of it that the caller made, or "" for the container's own cgroup or what
+    the process asks for below it (`sub_cgroup_paths`).
     stdin, stdout, stderr: descriptors, None is the container's /dev/null.
     """
 

@@ -39,8 +39,6 @@ def check_exec(process: ProcessSpec) -> None:
     """Unsupported for what an exec cannot have: it would be dropped in silence."""
     if process.extra_files:
         raise Unsupported("extra_files: only an init process can have them")
-    if process.sub_cgroup_paths:
-        raise Unsupported("sub_cgroup_paths: an exec runs in the container's cgroup")
     if process.terminal and process.console_socket is None:
         raise InvalidSpec("terminal: an exec needs a console_socket that takes the pty master")
 

@@ -93,10 +93,26 @@ def test_what_an_exec_cannot_have_is_refused(container: Container) -> None:
     plain = ProcessSpec(args=("true",))
     with pytest.raises(Unsupported, match="extra_files"):
         container.start(Process(replace(plain, extra_files=(0,))))
-    with pytest.raises(Unsupported, match="sub_cgroup_paths"):
+    with pytest.raises(StartFailed, match=r"sub_cgroup_paths\[''\]: 'below' does not exist"):
         container.start(Process(replace(plain, sub_cgroup_paths={"": "below"})))
     with pytest.raises(InvalidSpec, match="console_socket"):
         container.start(Process(replace(plain, terminal=True)))
+
+
+def test_an_exec_may_run_below_the_containers_cgroup(container: Container) -> None:
+    with pytest.raises(InvalidSpec, match="sub_cgroup_paths: an init process"):
+        container.start(Process(replace(IDLE, sub_cgroup_paths={"": "below"})))
+    container.start(Process(IDLE))
+    hierarchy = open_engine({}).executor.hierarchy
+    controller = "" if hierarchy.mode == "v2" else "memory"
+    tree = hierarchy.controllers["memory"]
+    below = os.fsdecode(tree) + container.spec.cgroup.path + "/below"
+    os.mkdir(below)
+    exec_ = Process(replace(IDLE, init=False, sub_cgroup_paths={controller: "below"}))
+    container.start(exec_)
+    wait_until(lambda: Path(below, "cgroup.procs").read_text().split() == [str(exec_.pid)], "the exec's move")
+    exec_.signal(signal.SIGKILL)
+    exec_.wait(20)
 
 
 def test_methods_need_a_start_and_a_signal_needs_a_process(container: Container) -> None:
