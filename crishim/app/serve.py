@@ -32,6 +32,7 @@ ROLES = {
     "unpack": "crishim.images.roles:unpack",
     "count_layers": "crishim.images.counting:count_layers",
     "copy_volumes": "crishim.images.volumes:copy_volumes",
+    "find_paths": "crishim.images.roles:find_paths",
     "read_users": "crishim.images.roles:read_users",
     "remove_pin": "crishim.executor.pins:remove_pin",
     "detach_mounts": "crishim.executor.pins:detach_mounts",

@@ -1,4 +1,4 @@
-"""What a child of the zygote does for images: `unpack` a layer, `read_users` of a root file system.
+"""What a child of the zygote does for images: `unpack` a layer, `read_users` of a root file system, `find_paths` in it.
 
 A role is a function (request, descriptors) -> reply on plain dicts; the child ends after it. Both meet hostile bytes,
 so each first gives up what it does not need. The executor hands the child no descriptor but those of the request and
@@ -50,6 +50,14 @@ def read_users(request: dict[str, Any], descriptors: list[int]) -> Reply:
     "passwd_error", "group_error": a sentence.
     """
     return replying(lambda: _read_users(descriptors[0] if descriptors else open_layers(request["lowers"])))
+
+
+def find_paths(request: dict[str, Any], _: list[int]) -> Reply:
+    """Whether the image that has the layers "lowers" (topmost first) has what "paths" name (bytes); never raises.
+
+    Links are followed inside the image. Reply: "errors", for each path the errno that keeps it from being opened, or 0.
+    """
+    return replying(lambda: _find_paths(open_layers(request["lowers"]), request["paths"]))
 
 
 def replying(work: Callable[[], Reply]) -> Reply:
@@ -132,6 +140,19 @@ def _read_users(root: int) -> Reply:
             reply[name] = b""
             reply[name + "_error"] = f"/etc/{name} of the image cannot be used: {reason}"
     return reply
+
+
+def _find_paths(root: int, paths: list[bytes]) -> Reply:
+    _drop_capabilities(_READ_CAPABILITIES)
+    return {"errors": [_open_error(root, path) for path in paths]}
+
+
+def _open_error(root: int, path: bytes) -> int:
+    try:
+        os.close(openat2(root, path, os.O_PATH))
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 def _read_file(root: int, path: bytes) -> bytes:

@@ -34,7 +34,14 @@ from crishim.runtime.translation import Translation
 from crishim.runtime.undo import Undo
 from crishim.runtime.units import Units
 from crishim.runtime.verdict import outcome_of, start_failed
-from crishim.runtime.volumes import Volumes, make_volumes, reference_of, volume_images, with_digests
+from crishim.runtime.volumes import (
+    Volumes,
+    check_sub_paths,
+    make_volumes,
+    reference_of,
+    volume_images,
+    with_digests,
+)
 from crishim.spec.cgroup import container_cgroup
 from crishim.spec.container import check_namespaces, namespaces_of
 from crishim.spec.process import arguments, reported_user
@@ -127,6 +134,7 @@ class Containers:
             operation.enter("create_container.rootfs")
             users = sandbox.config.security.namespaces.own_users
             rootfs = await self._images.rootfs.prepare(container_id, image, users, tuple(volumes.images.values()))
+            await check_sub_paths(config, volumes.images, self._images, self._executor)  # their layers are held now
             if image.config.volumes:
                 idmap = users is not None
                 volumes = await self._with_declared(volumes, container_id, config, image, idmap=idmap)

@@ -6,6 +6,7 @@ child; it goes with the container.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,9 @@ from crishim.spec.volumes import declared_volumes, volume_mounts
 _REASON = "ImageVolumeMountFailed"
 #: name of the role that copies; `app.py` gives it to the zygote
 COPY_ROLE = "copy_volumes"
+#: name of the role that looks for sub paths
+_FIND_ROLE = "find_paths"
+_FIND_S = 20.0
 #: a volume may hold as much as an image
 _COPY_S = 600.0
 
@@ -58,6 +62,35 @@ def with_digests(config: ContainerConfig, images: Mapping[int, Image]) -> Contai
 def reference_of(image: Image) -> str:
     """A repository's digest of the image when one is known, else its id."""
     return image.repo_digests[0] if image.repo_digests else image.id
+
+
+async def check_sub_paths(
+    config: ContainerConfig, volumes: Mapping[int, Image], images: ImageStore, executor: Executor
+) -> None:
+    """NotFound names the sub path that the image of a volume lacks, InvalidSpec one that cannot be reached.
+
+    Asked when the container is created, where a kubelet looks for the reason; the start opens the path again.
+    """
+    for image in {image.id: image for image in volumes.values()}.values():
+        places = [at for at, each in volumes.items() if each.id == image.id and config.mounts[at].image_sub_path]
+        if places:
+            paths = [config.mounts[at].image_sub_path for at in places]
+            found = await _find(executor, images.layer_paths(image), paths, image.id)
+            for at, path, number in zip(places, paths, found, strict=True):
+                if number:
+                    kind = NotFound if number == errno.ENOENT else InvalidSpec
+                    why = "the image has nothing there" if number == errno.ENOENT else os.strerror(number).lower()
+                    raise kind(f"{_REASON}: config.mounts[{at}].image_sub_path is {path!r}: {why}")
+
+
+async def _find(executor: Executor, layers: Sequence[str], paths: Sequence[str], image_id: str) -> list[int]:
+    request = {"lowers": [os.fsencode(layer) for layer in layers], "paths": [os.fsencode(path) for path in paths]}
+    reply = await executor.run_role(_FIND_ROLE, request, timeout_s=_FIND_S)
+    if "error" in reply:
+        raise _failure(reply, f"{_REASON}: image {image_id}")
+    numbers = reply["errors"]
+    assert isinstance(numbers, list)
+    return numbers
 
 
 def _image(index: int, mount: Mount, images: ImageStore) -> Image:
@@ -104,9 +137,14 @@ async def _copy(executor: Executor, layers: Sequence[str], paths: Sequence[str],
     request = {"lowers": [os.fsencode(layer) for layer in layers], "paths": [os.fsencode(path) for path in paths]}
     reply = await executor.run_role(COPY_ROLE, request, [place], timeout_s=_COPY_S)
     if "error" in reply:
-        kind = getattr(errors, str(reply.get("kind")), Unavailable)
-        error = kind if isinstance(kind, type) and issubclass(kind, CrishimError) else Unavailable
-        raise error(f"config.image: {reply['error']}")
+        raise _failure(reply, "config.image")
     targets = reply["targets"]
     assert isinstance(targets, list)
     return [os.fsdecode(target) for target in targets]
+
+
+def _failure(reply: Mapping[str, object], where: str) -> CrishimError:
+    """The error that a role replied with."""
+    kind = getattr(errors, str(reply.get("kind")), Unavailable)
+    error = kind if isinstance(kind, type) and issubclass(kind, CrishimError) else Unavailable
+    return error(f"{where}: {reply['error']}")

@@ -119,16 +119,27 @@ def test_one_layer_has_sub_paths_too(server: Server, pod: tuple[str, Any]) -> No
     server.remove(container)
 
 
-@pytest.mark.parametrize("sub_path", ["gone", "dir/missing", "dir/below/x"])
-def test_a_missing_sub_path_is_a_failed_start_that_names_it(
-    server: Server, pod: tuple[str, Any], data: str, sub_path: str
+@pytest.mark.parametrize(
+    ("layers", "sub_path", "kind", "why"),
+    [
+        (2, "gone", NotFound, "the image has nothing there"),
+        (2, "dir/missing", NotFound, "the image has nothing there"),
+        (1, "dir/missing", NotFound, "the image has nothing there"),
+        (2, "dir/below/x", InvalidSpec, "not a directory"),
+        (2, "round", InvalidSpec, "too many levels of symbolic links"),
+    ],
+)
+def test_a_sub_path_that_is_not_in_the_image_is_told_at_creation(
+    server: Server, pod: tuple[str, Any], layers: int, sub_path: str, kind: type[CrishimError], why: str
 ) -> None:
-    mount = volume(data, sub_path=sub_path)
-    container = server.create_config(*pod, container_config(name=sub_path.replace("/", "-"), mounts=[mount]))
-    with pytest.raises(CrishimError, match=f'ImageVolumeMountFailed: mounting "{sub_path}" of the image at "/data"'):
-        server.start_container(container)
-    assert server.status(container).reason == "StartError"
-    server.remove(container)
+    image = load(server, f"missing{layers}", *[[*LOWER, symlink("round", "round")], UPPER][:layers])
+    mounts = [volume(image), volume(image, "/there", sub_path="dir"), volume(image, "/more", sub_path=sub_path)]
+    sentence = rf"^ImageVolumeMountFailed: config.mounts\[2\].image_sub_path is '{sub_path}': {why}$"
+    with pytest.raises(kind, match=sentence):
+        server.create_config(*pod, container_config(name="missing", mounts=mounts))
+    listed = server.client.runtime("ListContainers", m.ListContainersRequest()).containers
+    assert "missing" not in {each.metadata.name for each in listed}
+    assert not list((server.root / "containers").iterdir())
 
 
 def test_what_cannot_be_is_refused_at_creation(server: Server, pod: tuple[str, Any], data: str) -> None:
