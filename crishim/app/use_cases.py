@@ -33,7 +33,7 @@ from crishim.runtime.profiles import SeccompProfiles
 from crishim.runtime.recovery import Recovery
 from crishim.runtime.removal import Removal
 from crishim.runtime.sandboxes import Sandboxes
-from crishim.runtime.sessions import Sessions
+from crishim.runtime.sessions.use_cases import Sessions
 from crishim.runtime.settings import Settings
 from crishim.runtime.stopping import Stopping
 from crishim.runtime.story import Stories

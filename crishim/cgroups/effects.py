@@ -20,6 +20,7 @@ from crishim.cgroups.processes import is_frozen as is_frozen
 from crishim.cgroups.processes import kill as kill
 from crishim.cgroups.processes import oom_kills as oom_kills
 from crishim.cgroups.processes import pids as pids
+from crishim.cgroups.processes import signal_all as signal_all
 from crishim.cgroups.processes import thaw as thaw
 from crishim.linux import bpf
 

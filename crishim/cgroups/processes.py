@@ -16,6 +16,7 @@ from crishim.cgroups.files import GONE, flat_keyed, join_path, read, read_or_non
 from crishim.cgroups.hierarchy import Hierarchy
 
 _KILL_ROUNDS = 10
+_SIGNAL_ROUNDS = 5
 _FREEZE_S = 10.0
 _V1_THAW_EVERY = 50
 
@@ -50,6 +51,18 @@ def kill(h: Hierarchy, path: str | bytes) -> None:
             if error.errno not in (*GONE, errno.EOPNOTSUPP):  # a threaded cgroup cannot
                 raise
     _kill_each(h, path)
+
+
+def signal_all(h: Hierarchy, path: str | bytes, number: int) -> None:
+    """Send a signal once to every process of the cgroup and below, those that are forked meanwhile included."""
+    signalled: set[int] = set()
+    for _ in range(_SIGNAL_ROUNDS):
+        fresh = set(pids(h, path)) - signalled - {0}
+        if not fresh:
+            return
+        for pid in fresh:
+            _signal_member(h, path, pid, number)
+        signalled |= fresh
 
 
 def freeze(h: Hierarchy, path: str | bytes, *, timeout_s: float = _FREEZE_S) -> None:
@@ -125,22 +138,22 @@ def _kill_each(h: Hierarchy, path: str | bytes) -> None:
             pass  # one that cannot be stopped hinders nobody from getting the signal
         found = set(pids(h, path)) - {0}
         for pid in found - signalled:
-            _kill_member(h, path, pid)
+            _signal_member(h, path, pid, signal.SIGKILL)
         thaw(h, path)
         if found <= signalled:
             return
         signalled |= found
 
 
-def _kill_member(h: Hierarchy, path: str | bytes, pid: int) -> None:
-    """SIGKILL through a pidfd, after a look that the process it means is one of the cgroup: numbers are reused."""
+def _signal_member(h: Hierarchy, path: str | bytes, pid: int, number: int) -> None:
+    """Signal through a pidfd, after a look that the process it means is one of the cgroup: numbers are reused."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
         if pid in pids(h, path):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
         pass
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from crishim.errors import CrishimError
 from crishim.model.session import AttachRequest, Ending, ExecRequest, Failed
-from crishim.runtime.stdio import Stdio
+from crishim.runtime.sessions.stdio import Stdio
 from crishim.streaming.channels import Channel, Resized
 from crishim.streaming.exec_channels import ExecChannels, Input, InputEnded, Left, Ready, SessionEvent
 from crishim.streaming.link import Link

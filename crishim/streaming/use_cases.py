@@ -1,4 +1,4 @@
-"""What the streaming server calls: `runtime.sessions.Sessions`, or a fake of it in tests. Errors are of `errors`."""
+"""What the streaming server calls: `Sessions` of `runtime.sessions`, or a fake of it in tests. Errors: `errors`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 from typing import Protocol
 
 from crishim.model.session import AttachRequest, Ending, ExecRequest, SessionRequest
-from crishim.runtime.stdio import Stdio
+from crishim.runtime.sessions.stdio import Stdio
 
 
 class Session(Protocol):

@@ -19,7 +19,7 @@ from kubernetes.stream import ws_client
 
 from crishim.errors import WrongState
 from crishim.model.session import AttachRequest, ExecRequest, PortForwardRequest
-from crishim.runtime.tokens import MAX_TOKENS
+from crishim.runtime.sessions.tokens import MAX_TOKENS
 from tests.support.streaming import DEADLINE_S, ExecClient, Machine, Refused, SpdyClient, exit_code, serving
 
 

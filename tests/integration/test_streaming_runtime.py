@@ -25,7 +25,7 @@ from crishim.model.sandbox import NamespaceMode, NamespaceOptions, Sandbox, Sand
 from crishim.runtime.helper import Helper
 from crishim.runtime.live import Live, LiveContainer
 from crishim.runtime.operations import Operations
-from crishim.runtime.sessions import Sessions
+from crishim.runtime.sessions.use_cases import Sessions
 from crishim.store.store import Store
 from crishim.streaming.server import StreamingServer
 from tests.support.container import IDLE, Container, Pod, all_capabilities, program, script

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 from crishim.errors import CrishimError, Unavailable
 from crishim.model.session import AttachRequest, Ending, ExecRequest, Exited, SessionRequest
-from crishim.runtime.stdio import STDERR, STDOUT, Attached, Descriptors, Stdio
-from crishim.runtime.tokens import Tokens
+from crishim.runtime.sessions.stdio import STDERR, STDOUT, Attached, Descriptors, Stdio
+from crishim.runtime.sessions.tokens import Tokens
 from crishim.streaming import spdy
 from crishim.streaming.server import StreamingServer
 

@@ -10,7 +10,7 @@ import pytest
 
 from crishim.errors import InvalidSpec, NotFound
 from crishim.runtime.live import Live
-from crishim.runtime.sessions import Sessions
+from crishim.runtime.sessions.use_cases import Sessions
 from crishim.store.store import Store
 
 NOBODY: Any = cast(Any, None)

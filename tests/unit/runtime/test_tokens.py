@@ -6,7 +6,7 @@ import pytest
 
 from crishim.errors import Exhausted
 from crishim.model.session import PortForwardRequest
-from crishim.runtime.tokens import LIFE_S, MAX_TOKENS, Tokens
+from crishim.runtime.sessions.tokens import LIFE_S, MAX_TOKENS, Tokens
 
 REQUEST = PortForwardRequest("sandbox")
 
