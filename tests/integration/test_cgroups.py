@@ -373,6 +373,7 @@ def test_stats_of_a_working_process(h: Hierarchy, path: str) -> None:
         child.send_signal(signal.SIGCONT)
         assert child.stdout is not None and child.stdout.readline()
         wait_until(lambda: (stats.read(h, path).cpu_usage_ns or 0) > 20_000_000)
+        wait_until(lambda: (stats.read(h, path).cpu_user_ns or 0) > 0)  # v1 counts it in ticks
         sample = stats.read(h, path)
     assert sample.pids_current == 1
     assert sample.usage_bytes is not None and 8 << 20 < sample.usage_bytes < 256 << 20
