@@ -17,13 +17,29 @@ import operator
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 
 
 class DecodeError(ValueError):
-    """The JSON does not hold the expected value; the message begins with the path of the field."""
+    """The JSON does not hold the expected value; the message begins with the path of the field.
+
+    The path grows on the way out, so that what is right costs no path.
+    """
+
+    def __init__(self, problem: str, path: str = "") -> None:
+        super().__init__(problem, path)
+        self.problem = problem
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}" if self.path else self.problem
+
+    def below(self, step: str) -> Self:
+        """The same, seen from the value that holds this one at `step`: a field's name, or an index in brackets."""
+        joint = "." if self.path and not self.path.startswith("[") else ""
+        return type(self)(self.problem, f"{step}{joint}{self.path}")
 
 
 class NewerRecord(DecodeError):
@@ -32,10 +48,12 @@ class NewerRecord(DecodeError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Codec:
-    """Both directions of one type; `decode` takes the JSON value and the path for messages."""
+    """Both directions of one type."""
 
     encode: Callable[[Any], Any]
-    decode: Callable[[Any, str], Any]
+    decode: Callable[[Any], Any]
+    #: a JSON value of exactly this type is the decoded value; None when there is no such type
+    plain: type | None = None
 
 
 def to_json(value: object) -> dict[str, Any]:
@@ -48,7 +66,10 @@ def to_json(value: object) -> dict[str, Any]:
 def from_json(kind: type[T], value: object, path: str = "") -> T:
     """The dataclass `kind` of a JSON object. Raises DecodeError."""
     hint: Any = kind
-    decoded: T = _codec_of(hint).decode(value, path)
+    try:
+        decoded: T = _codec_of(hint).decode(value)
+    except DecodeError as error:
+        raise (error.below(path) if path else error) from None
     return decoded
 
 
@@ -96,14 +117,14 @@ def _codec_of(hint: Any) -> _Codec:
 
 
 def _plain(kind: type) -> _Codec:
-    def decode(value: object, path: str) -> object:
+    def decode(value: object) -> object:
         if kind is float and type(value) is int:
             return float(value)
         if type(value) is not kind:
-            raise DecodeError(f"{path}: {value!r} is not of type {kind.__name__}")
+            raise DecodeError(f"{value!r} is not of type {kind.__name__}")
         return value
 
-    return _Codec(_same, decode)
+    return _Codec(_same, decode, kind)
 
 
 def _optional(hint: Any) -> _Codec:
@@ -113,7 +134,8 @@ def _optional(hint: Any) -> _Codec:
     inner = _codec_of(inner_hints[0])
     return _Codec(
         _same if inner.encode is _same else lambda value: None if value is None else inner.encode(value),
-        lambda value, path: None if value is None else inner.decode(value, path),
+        lambda value: None if value is None else inner.decode(value),
+        inner.plain,
     )
 
 
@@ -122,17 +144,15 @@ def _tuple(args: tuple[Any, ...]) -> _Codec:
         item = _codec_of(args[0])
         return _Codec(
             list if item.encode is _same else lambda value: [item.encode(part) for part in value],
-            lambda value, path: tuple(
-                item.decode(part, f"{path}[{index}]") for index, part in enumerate(_list(value, path))
-            ),
+            lambda value: tuple(_decode_items([item] * len(_list(value)), value)),
         )
     items = [_codec_of(arg) for arg in args]
 
-    def decode(value: object, path: str) -> tuple[Any, ...]:
-        parts = _list(value, path)
+    def decode(value: object) -> tuple[Any, ...]:
+        parts = _list(value)
         if len(parts) != len(items):
-            raise DecodeError(f"{path}: {len(parts)} values instead of {len(items)}")
-        return tuple(codec.decode(part, f"{path}[{index}]") for index, (codec, part) in enumerate(zip(items, parts)))
+            raise DecodeError(f"{len(parts)} values instead of {len(items)}")
+        return tuple(_decode_items(items, parts))
 
     return _Codec(lambda value: [codec.encode(part) for codec, part in zip(items, value, strict=True)], decode)
 
@@ -141,7 +161,7 @@ def _frozenset(hint: Any) -> _Codec:
     item = _codec_of(hint)
     return _Codec(
         lambda value: sorted(item.encode(part) for part in value),
-        lambda value, path: frozenset(item.decode(part, path) for part in _list(value, path)),
+        lambda value: frozenset(map(item.decode, _list(value))),
     )
 
 
@@ -149,17 +169,29 @@ def _mapping(key_hint: Any, value_hint: Any) -> _Codec:
     if key_hint is not str:
         raise TypeError(f"the store has no codec for keys of {key_hint!r}")
     item = _codec_of(value_hint)
+
+    def decode(value: object) -> dict[str, Any]:
+        found = dict(_dict(value))
+        for key, part in found.items():
+            if type(part) is not item.plain:
+                try:
+                    found[key] = item.decode(part)
+                except DecodeError as error:
+                    raise error.below(f"[{key!r}]") from None
+        return found
+
     return _Codec(
-        dict if item.encode is _same else lambda value: {key: item.encode(part) for key, part in value.items()},
-        lambda value, path: {key: item.decode(part, f"{path}[{key!r}]") for key, part in _dict(value, path).items()},
+        dict if item.encode is _same else lambda value: {key: item.encode(part) for key, part in value.items()}, decode
     )
 
 
 def _enum(kind: type[enum.Enum]) -> _Codec:
-    def decode(value: object, path: str) -> enum.Enum:
-        if not isinstance(value, str) or value not in kind.__members__:
-            raise DecodeError(f"{path}: {value!r} is not one of {', '.join(kind.__members__)}")
-        return kind[value]
+    members = dict(kind.__members__)
+
+    def decode(value: object) -> enum.Enum:
+        if not isinstance(value, str) or value not in members:
+            raise DecodeError(f"{value!r} is not one of {', '.join(members)}")
+        return members[value]
 
     return _Codec(lambda value: value.name, decode)
 
@@ -185,13 +217,21 @@ def _dataclass(kind: Any) -> _Codec:
             encoded[name] = encode_field(encoded[name])
         return encoded
 
-    def decode(value: object, path: str) -> Any:
-        found = _dict(value, path)
+    plain = {name: codec.plain for name, codec in codecs.items()}
+
+    def decode(value: object) -> Any:
+        found = dict(_dict(value))
         if unknown := found.keys() - codecs.keys():
-            raise NewerRecord(f"{_join(path, min(unknown))}: unknown field of {kind.__name__}")
+            raise NewerRecord(f"unknown field of {kind.__name__}", min(unknown))
         if missing := required - found.keys():
-            raise DecodeError(f"{_join(path, min(missing))}: missing")
-        return kind(**{name: codecs[name].decode(part, _join(path, name)) for name, part in found.items()})
+            raise DecodeError("missing", min(missing))
+        for name, part in found.items():
+            if type(part) is not plain[name]:
+                try:
+                    found[name] = codecs[name].decode(part)
+                except DecodeError as error:
+                    raise error.below(name) from None
+        return kind(**found)
 
     return _Codec(encode, decode)
 
@@ -200,24 +240,31 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+def _decode_items(codecs: list[_Codec], parts: list[Any]) -> list[Any]:
+    decoded = list(parts)
+    for index, (codec, part) in enumerate(zip(codecs, parts, strict=True)):
+        if type(part) is not codec.plain:
+            try:
+                decoded[index] = codec.decode(part)
+            except DecodeError as error:
+                raise error.below(f"[{index}]") from None
+    return decoded
 
 
-def _decode_bytes(value: object, path: str) -> bytes:
+def _decode_bytes(value: object) -> bytes:
     try:
         return base64.b64decode(value, validate=True)  # type: ignore[arg-type]
     except (TypeError, binascii.Error, ValueError):
-        raise DecodeError(f"{path}: {value!r} is not base64") from None
+        raise DecodeError(f"{value!r} is not base64") from None
 
 
-def _list(value: object, path: str) -> list[Any]:
+def _list(value: object) -> list[Any]:
     if not isinstance(value, list):
-        raise DecodeError(f"{path}: {value!r} is not a list")
+        raise DecodeError(f"{value!r} is not a list")
     return value
 
 
-def _dict(value: object, path: str) -> dict[str, Any]:
+def _dict(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise DecodeError(f"{path or 'value'}: {value!r} is not an object")
+        raise DecodeError(f"{value!r} is not an object")
     return value
