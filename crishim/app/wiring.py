@@ -16,7 +16,7 @@ from crishim.app.doors import open_metrics, open_streaming
 from crishim.app.following import Followers
 from crishim.app.image_store import open_image_store
 from crishim.app.metrics import Metrics
-from crishim.app.newer import refuse_newer
+from crishim.app.newer import read_specs
 from crishim.app.reload import Reload
 from crishim.app.settings import settings_of
 from crishim.app.use_cases import Rooms, UseCases
@@ -71,7 +71,7 @@ class Server:
         self._store = Store(state, self._boot_id)
         self._places = Places(state)
         self._found = self._store.load()
-        refuse_newer(self._found, self._store, self._places)  # before anything is written
+        self._specs = read_specs(self._found, self._store, self._places)  # before anything is written
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._apparmor = AppArmorProfiles(config.server.apparmor_profile, root / "apparmor")
         self._apparmor.prepare()
@@ -120,7 +120,7 @@ class Server:
             self._executor, self._settings.root_dir, self._settings.state_dir
         )
         await self._network.open()
-        await self._use_cases.recovery.run(self._found)
+        await self._use_cases.recovery.run(self._found, self._specs)
         followers = Followers(self._listing, self._events, self._use_cases.collector, self._use_cases.layers)
         followers.follow(self._store)
         followers.follow_images(self._images, self._use_cases.images)

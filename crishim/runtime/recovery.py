@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from crishim.cgroups import effects
 from crishim.errors import CrishimError, NotFound, Unsupported
 from crishim.executor.client import MonitoredContainer
 from crishim.model.container import ContainerState
+from crishim.model.process import ContainerSpec
 from crishim.model.sandbox import SandboxState
 from crishim.runtime import containers as container_use_cases
 from crishim.runtime import sandboxes as sandbox_use_cases
@@ -71,9 +72,14 @@ class Recovery:
         self._unwatched = unwatched
         self._garbage = garbage
         self._helper = helper
+        self._specs: Mapping[str, ContainerSpec] = {}
 
-    async def run(self, report: LoadReport) -> None:
-        """Bring memory, records and kernel into agreement. `report` is what loading the store found."""
+    async def run(self, report: LoadReport, specs: Mapping[str, ContainerSpec]) -> None:
+        """Bring memory, records and kernel into agreement.
+
+        `report` is what loading the store found, `specs` are those that were read, by container id.
+        """
+        self._specs = specs
         for damaged in report.damaged:
             logger.error("record %s is ignored: %s", damaged.path, damaged.problem)
         await self._find_monitors()
@@ -87,6 +93,7 @@ class Recovery:
                     self._removal.discard(sandbox.id, unfinished.id, cgroup),
                 )
                 self._store.release_container(unfinished.id)
+        self._specs = {}
         await self._garbage.collect_at_start()
         self._park()
 
@@ -158,7 +165,7 @@ class Recovery:
         sandbox_id = monitor.sandbox_id
         try:
             container = self._store.get_container(found.id)
-            spec = self._places.read_spec(sandbox_id, found.id)
+            spec = self._specs.get(found.id) or self._places.read_spec(sandbox_id, found.id)
         except CrishimError as error:
             logger.warning("container %s of sandbox %s is ended: %s", found.id, sandbox_id, error)
             await self._end_container(monitor, found)

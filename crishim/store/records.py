@@ -106,8 +106,8 @@ class Records:
     def read_all(self) -> RecordSet:
         """Every record; what cannot be read is listed as damaged. Temporary files of a crash are removed."""
         reader = _Reader(self._boot_id)
-        for folder in sorted(self._sandboxes.glob("*/")):
-            reader.read_folder(folder)
+        for name in _names(self._sandboxes):
+            reader.read_folder(self._sandboxes / name)
         return RecordSet(
             tuple(reader.sandboxes),
             tuple(reader.containers),
@@ -145,6 +145,14 @@ def _write_file(path: str, text: bytes) -> None:
         os.close(fd)
 
 
+def _names(directory: Path) -> list[str]:
+    """What is in a directory, sorted; nothing when there is none."""
+    try:
+        return sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def _unlink(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
@@ -162,15 +170,19 @@ class _Reader:
         self.other_boot: set[str] = set()
 
     def read_folder(self, folder: Path) -> None:
-        for left in (*folder.glob(".*.tmp"), *folder.glob("containers/.*.tmp")):
-            left.unlink(missing_ok=True)
+        containers = folder / "containers"
+        for directory, names in ((folder, _names(folder)), (containers, inside := _names(containers))):
+            for name in names:
+                if name.startswith(".") and name.endswith(".tmp"):
+                    (directory / name).unlink(missing_ok=True)
         sandbox = self._read(folder / "sandbox.json", "sandbox", Sandbox, folder.name)
         if sandbox and sandbox.id == folder.name:
             self.sandboxes.append(sandbox)
         elif sandbox:
             self._report(folder / "sandbox.json", folder.name, f"it is the record of sandbox {sandbox.id}")
-        for path in sorted(folder.glob("containers/*.json")):
-            self._read_container(path, folder.name)
+        for name in inside:
+            if name.endswith(".json"):
+                self._read_container(containers / name, folder.name)
 
     def _read_container(self, path: Path, sandbox_id: str) -> None:
         if path.name.endswith(_RESERVATION):
