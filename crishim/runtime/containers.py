@@ -323,5 +323,6 @@ def _container(spec: ContainerSpec, config: ContainerConfig, sandbox: Sandbox, i
         log_path=log_path,
         stop_signal=stop_signal(config.stop_signal, image.config.stop_signal),
         cgroup_path=spec.cgroup.path,
-        resources=spec.cgroup.resources,
+        # of the score what is in force, which a handler may have raised
+        resources=replace(spec.cgroup.resources, oom_score_adj=spec.process.oom_score_adj),
     )

@@ -8,11 +8,15 @@ from crishim.model.resources import Resources
 
 
 def merged(old: Resources, new: Resources) -> Resources:
-    """`old` with what `new` sets; maps are merged by key. A new memory limit leaves the room for swap as it was."""
+    """`old` with what `new` sets; maps are merged by key. A new memory limit leaves the room for swap as it was.
+
+    `oom_score_adj` stays: it belongs to processes, which may have changed their own and those of their children, and no
+    kernel interface sets it for a cgroup. runc, containerd and CRI-O leave it too (runc pull request 4669).
+    """
     given = {
         name: value
         for name in Resources.__dataclass_fields__
-        if name not in ("hugepage_limits", "unified") and (value := getattr(new, name)) is not None
+        if name not in ("hugepage_limits", "unified", "oom_score_adj") and (value := getattr(new, name)) is not None
     }
     limit, total = old.memory_limit_bytes, old.memory_swap_limit_bytes
     asked = new.memory_limit_bytes

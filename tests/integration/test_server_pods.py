@@ -395,6 +395,22 @@ def test_limits_are_in_force_and_can_be_changed(server: Server, pod: tuple[str, 
     server.remove(container)
 
 
+def test_an_oom_score_is_not_changed_and_the_status_says_so(server: Server, pod: tuple[str, Any]) -> None:
+    config = container_config(name="score")
+    config.linux.resources.oom_score_adj = 300
+    container = server.create_config(*pod, config)
+    server.start_container(container)
+    linux = m.LinuxContainerResources(cpu_shares=512, oom_score_adj=900)
+    server.client.runtime(
+        "UpdateContainerResources", m.UpdateContainerResourcesRequest(container_id=container, linux=linux)
+    )
+    assert server.sh(container, "cat /proc/1/oom_score_adj /proc/self/oom_score_adj") == "300\n300\n"
+    resources = server.status(container).resources.linux
+    assert (resources.cpu_shares, resources.oom_score_adj) == (512, 300)
+    server.stop(container, timeout=0)
+    server.remove(container)
+
+
 # -- logs
 
 

@@ -25,6 +25,13 @@ def test_an_empty_change_changes_nothing() -> None:
     assert merged(old, Resources()) == old
 
 
+@pytest.mark.parametrize("old", [Resources(), Resources(oom_score_adj=100)])
+def test_the_score_of_the_processes_is_no_limit_and_stays(old: Resources) -> None:
+    new = Resources(cpu_shares=512, oom_score_adj=900)
+    assert merged(old, new).oom_score_adj == old.oom_score_adj
+    assert changed(merged(old, new), new) == Resources(cpu_shares=512)
+
+
 @pytest.mark.parametrize(
     ("limit", "total", "asked", "becomes"),
     [
