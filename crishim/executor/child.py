@@ -18,7 +18,7 @@ import termios
 from _signal import SIG_DFL, SIG_SETMASK, pthread_sigmask, signal
 from _socket import SCM_RIGHTS, SOL_SOCKET, socket
 
-from crishim.executor import jail, tmpfs
+from crishim.executor import jail, labels, tmpfs
 from crishim.linux import fs, process
 from crishim.linux.syscall import get_errno, raw
 
@@ -330,4 +330,4 @@ def execute_path(path: bytes, args: tuple[bytes, ...], environment: dict[bytes, 
 
 
 #: a step by its name in a plan
-FUNCTIONS = {**vars(jail), **vars(tmpfs), **globals()}
+FUNCTIONS = {**vars(jail), **vars(labels), **vars(tmpfs), **globals()}

@@ -169,6 +169,11 @@ def pairs(options: tuple[bytes, ...]) -> tuple[tuple[bytes, bytes | None], ...]:
     return tuple((key, value if mark else None) for key, mark, value in (item.partition(b"=") for item in options))
 
 
+def context(label: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """The option of a mount that gives all its files an SELinux context; none for an empty one."""
+    return ((b"context", label),) if label else ()
+
+
 def _attach_made(made: int, kind: bytes, target: bytes) -> None:
     """proc and sysfs go only on plain directories: a link there would hide from us what we rely on (CVE-2019-19921)."""
     root = open_root()
@@ -188,15 +193,18 @@ def _attach_made(made: int, kind: bytes, target: bytes) -> None:
     os.close(place)
 
 
-def mount_cgroups(target: bytes, set_: int, trees: tuple[tuple[bytes, int], ...]) -> None:
-    """The container's own cgroups: the one of v2 (empty name), or a directory per controller of v1 on a tmpfs."""
+def mount_cgroups(target: bytes, set_: int, trees: tuple[tuple[bytes, int], ...], label: bytes = b"") -> None:
+    """The container's own cgroups: the one of v2 (empty name), or a directory per controller of v1 on a tmpfs.
+
+    label: SELinux context of that tmpfs, as for `mask_paths`.
+    """
     if len(trees) == 1 and trees[0][0] == b"":
         place = _directory(target)
         mount.move_mount(trees[0][1], place)
         os.close(place)
         return
     place = _directory(target)
-    made = mount.new_mount(b"tmpfs", ((b"mode", b"755"),), set_ & ~mount.MOUNT_ATTR_RDONLY)
+    made = mount.new_mount(b"tmpfs", ((b"mode", b"755"), *context(label)), set_ & ~mount.MOUNT_ATTR_RDONLY)
     mount.move_mount(made, place)
     os.close(place)
     for name, tree in trees:
@@ -304,7 +312,7 @@ def make_read_only(path: bytes) -> None:
     os.close(found)
 
 
-def mask_paths(paths: tuple[bytes, ...]) -> None:
+def mask_paths(paths: tuple[bytes, ...], label: bytes = b"") -> None:
     """Files are covered by /dev/null, verified to be the device (CVE-2025-31133), directories by one empty tmpfs."""
     global detail
     null = -1
@@ -317,7 +325,7 @@ def mask_paths(paths: tuple[bytes, ...]) -> None:
             continue
         if stat.S_ISDIR(os.fstat(found).st_mode):
             if empty < 0:
-                empty = mount.new_mount(b"tmpfs", _MASK_OPTIONS, mount.MOUNT_ATTR_RDONLY)
+                empty = mount.new_mount(b"tmpfs", (*_MASK_OPTIONS, *context(label)), mount.MOUNT_ATTR_RDONLY)
                 mount.move_mount(empty, found)
             else:
                 clone_onto(empty, found)

@@ -95,7 +95,7 @@ class Monitor:
             _write_sysctl(key, value)
         if wanted & process.CLONE_NEWIPC:
             root = (0, 0) if self.user is None else (self.user.host_uid(0), self.user.host_gid(0))
-            self.seed = make_pod_seed(self.seed, pod["shm_bytes"], *root)  # type: ignore[arg-type]
+            self.seed = make_pod_seed(self.seed, pod["shm_bytes"], *root, pod.get("mount_label"))  # type: ignore[arg-type]
         if pod["shared_pid"]:
             self.pod_init = podinit.start(self.seed, self.user)
             self.loop.watch(self.pod_init[1], self._pod_init_died)

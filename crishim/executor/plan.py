@@ -20,6 +20,9 @@ NOT_BY_CLONE = (b"user", b"time", b"cgroup")
 #: file systems that show what the kernel knows of a PID or network namespace
 _VIEWS = (b"proc", b"sysfs")
 
+#: file systems that have the SELinux context of their mount; policies give proc and sysfs theirs
+_TAKE_CONTEXT = (b"tmpfs", b"devpts")
+
 
 def init_steps(container: dict[str, object], opened: dict[bytes, int]) -> list[Step]:
     """Steps of a container's init process between clone3(2) and execve(2).
@@ -39,6 +42,7 @@ def init_steps(container: dict[str, object], opened: dict[bytes, int]) -> list[S
     else:
         steps += early_steps(process, opened)
     steps += [("join_namespace", opened[role], 0) for role in (b"ns:mnt", b"ns:cgroup") if role in opened]
+    steps += _label_keys(process, opened)
     steps.append(("join_keyring", b"_ses." + container["id"], True))  # type: ignore[operator]
     if b"cgroup" in container["new_namespaces"]:  # type: ignore[operator]
         # after the join, or the root of the new namespace would be the monitor's cgroup
@@ -72,7 +76,7 @@ def init_steps(container: dict[str, object], opened: dict[bytes, int]) -> list[S
         steps.append(("write_sysctls", tuple(sysctls.items())))
     steps += [("make_read_only", path) for path in container["readonly_paths"]]  # type: ignore[attr-defined]
     if container["masked_paths"]:
-        steps.append(("mask_paths", tuple(container["masked_paths"])))  # type: ignore[arg-type]
+        steps.append(("mask_paths", tuple(container["masked_paths"]), *_label_of(container)))  # type: ignore[arg-type]
     rootfs = container["rootfs"]
     assert isinstance(rootfs, dict)
     if rootfs["propagation"] != b"rprivate":
@@ -95,10 +99,30 @@ def exec_steps(process: dict[str, object], opened: dict[bytes, int], namespaces:
         steps.append(("join_namespace", opened[b"target"], namespaces))
     if namespaces & NAMESPACE_FLAGS[b"user"]:
         steps.append(("become_root",))
+    steps += _label_keys(process, opened)
     steps.append(("join_keyring", b"_ses." + process["container_id"], False))  # type: ignore[operator]
     if process["terminal"]:
         steps.append(("open_console", False, process["console_width"], process["console_height"], process["uid"]))
     return steps + finish_steps(process, opened, init=False)
+
+
+def _label_keys(process: dict[str, object], opened: dict[bytes, int]) -> list[Step]:
+    """The session keyring has the SELinux context of the process."""
+    return [("label_new_keys", opened[b"proc"], process["label"])] if process["label"] else []
+
+
+def _label_of(container: dict[str, object]) -> tuple[bytes, ...]:
+    """The SELinux context of what the container has mounted; nothing without one, as from servers before there was."""
+    label = container.get("mount_label")
+    return (label,) if isinstance(label, bytes) else ()
+
+
+def _labelled(mount: dict[str, object], label: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Options of a mount with the context, where the file system takes one and nobody asks for another."""
+    options: tuple[bytes, ...] = tuple(mount["options"])  # type: ignore[arg-type]
+    if label and mount["kind"] in _TAKE_CONTEXT and not any(b"context=" in option for option in options):
+        return (*options, b"context=" + label[0])
+    return options
 
 
 def _before_cgroup(process: dict[str, object]) -> list[Step]:
@@ -142,6 +166,7 @@ def _views(mounts: list[dict[str, object]], opened: dict[bytes, int]) -> list[St
 
 def _mount_steps(container: dict[str, object], mounts: list[dict[str, object]], opened: dict[bytes, int]) -> list[Step]:
     steps: list[Step] = []
+    label = _label_of(container)
     for index, mount in enumerate(mounts):
         kind = mount["kind"]
         target = mount["target"]
@@ -157,13 +182,15 @@ def _mount_steps(container: dict[str, object], mounts: list[dict[str, object]], 
             trees = tuple(
                 (role.split(b":", 2)[2], fd) for role, fd in opened.items() if role.startswith(b"cgroup:%d:" % index)
             )
-            steps.append(("mount_cgroups", target, set_, trees))
+            steps.append(("mount_cgroups", target, set_, trees, *label))
         elif kind in _VIEWS and b"user" in opened:
             steps.append(("attach_filesystem", index, kind, target))
         elif kind == b"tmpfs" and _is_special(mount):
-            steps.append(("mount_tmpfs", target, tuple(mount["options"]), set_, clear, mount["copy_up"]))  # type: ignore[arg-type]
+            steps.append(("mount_tmpfs", target, _labelled(mount, label), set_, clear, mount["copy_up"]))
         else:
-            steps.append(("mount_filesystem", kind, target, tuple(mount["options"]), set_, clear))  # type: ignore[arg-type]
+            steps.append(("mount_filesystem", kind, target, _labelled(mount, label), set_, clear))
+        if label and kind == b"mqueue":
+            steps.append(("label_mount", target, *label))
         if target == b"/dev" and kind == b"tmpfs":
             steps.append(_devices(container, opened))
             steps.append(("link_devices",))

@@ -11,13 +11,16 @@ import os
 import stat
 
 from crishim.cgroups import effects
-from crishim.executor import plan, tables
+from crishim.executor import jail, plan, tables
 from crishim.linux import fs, mount, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from crishim.cgroups.hierarchy import Hierarchy
     from crishim.executor.seed import Seed
+
+    #: options of a mount that give its files an SELinux context
+    Context = tuple[tuple[bytes, bytes], ...]
 
 _release = os.uname().release.split(".")
 #: lower layers may be given one by one, so their number and names are not bounded by a page (Linux 6.5)
@@ -45,10 +48,11 @@ class StepFailed(Exception):
     """A start that failed before there was a child; the text is for people."""
 
 
-def open_root(rootfs: dict[str, object], seed: Seed, user: int) -> int:
+def open_root(rootfs: dict[str, object], seed: Seed, user: int, label: object = None) -> int:
     """A detached mount of the root: an overlay made as the host's root, or a private copy of a directory.
 
-    user: descriptor of the container's user namespace, by which owners are shifted; -1 for the host's.
+    user: descriptor of the container's user namespace, by which owners are shifted; -1 for the host's. label: SELinux
+    context of the files of an overlay (bytes); a directory keeps its own, since others may use it too.
     """
     idmap = mount.MOUNT_ATTR_IDMAP if user >= 0 else 0
     path = rootfs["path"]
@@ -61,18 +65,19 @@ def open_root(rootfs: dict[str, object], seed: Seed, user: int) -> int:
     work = rootfs["work"]
     assert isinstance(lowers, list)
     writable = isinstance(upper, bytes) and isinstance(work, bytes)
-    if len(lowers) == 1 and not writable:
+    context = jail.context(label) if isinstance(label, bytes) else ()
+    if len(lowers) == 1 and not writable and not context:
         tree = mount.open_tree(fs.AT_FDCWD, lowers[0], mount.OPEN_TREE_CLONE)
         flags = mount.MOUNT_ATTR_RDONLY | idmap
         mount.mount_setattr(tree, set_=flags, userns=max(user, 0), propagation=mount.MS_PRIVATE)
         return tree
-    if user >= 0:
-        return _mapped_overlay(lowers, upper, work, seed, user)  # type: ignore[arg-type]
-    return _overlay(lowers, upper, work)  # type: ignore[arg-type]
+    if user >= 0 or (len(lowers) == 1 and not writable):
+        return _overlay_in_seed(lowers, upper, work, seed, user, context)  # type: ignore[arg-type]
+    return _overlay(lowers, upper, work, context)  # type: ignore[arg-type]
 
 
-def _overlay(lowers: list[bytes], upper: bytes | None, work: bytes | None) -> int:
-    options: list[tuple[bytes, bytes | None]] = []
+def _overlay(lowers: list[bytes], upper: bytes | None, work: bytes | None, context: Context = ()) -> int:
+    options: list[tuple[bytes, bytes | None]] = list(context)
     if _OVERLAY_TAKES_LAYERS:
         options += [(b"lowerdir+", lower) for lower in lowers]
     else:
@@ -85,11 +90,14 @@ def _overlay(lowers: list[bytes], upper: bytes | None, work: bytes | None) -> in
     return mount.new_mount(b"overlay", tuple(options))
 
 
-def _mapped_overlay(lowers: list[bytes], upper: bytes | None, work: bytes | None, seed: Seed, user: int) -> int:
+def _overlay_in_seed(
+    lowers: list[bytes], upper: bytes | None, work: bytes | None, seed: Seed, user: int, context: Context
+) -> int:
     """An overlay of idmapped layers; what is written belongs to the ids of the namespace on the disk too.
 
     overlayfs takes layers by path, and no copies that are attached nowhere: they are attached in a copy of the seed,
-    which is gone when this returns, while the overlay keeps clones of its own. Needs Linux 5.19.
+    which is gone when this returns, while the overlay keeps clones of its own. Needs Linux 5.19. A single layer that
+    nobody writes to has an empty directory below it, since overlayfs asks for two.
     """
     layers = [_mapped(lower, user) for lower in lowers]
     base = b"" if upper is None or work is None else os.path.commonpath((upper, work))
@@ -109,19 +117,23 @@ def _mapped_overlay(lowers: list[bytes], upper: bytes | None, work: bytes | None
             mount.move_mount(layer, place)
             os.close(place)
             os.close(layer)
-        os.close(scratch)
         paths = [b"/root/%d" % number for number in range(len(lowers))]
         if not base:
-            return _overlay(paths, None, None)
+            if len(paths) == 1:
+                os.mkdir(b"empty", 0o755, dir_fd=scratch)
+                paths.append(b"/root/empty")
+            return _overlay(paths, None, None, context)
         top = b"/root/%d" % len(lowers)
-        return _overlay(paths, top + upper[len(base) :], top + work[len(base) :])  # type: ignore[index]
+        return _overlay(paths, top + upper[len(base) :], top + work[len(base) :], context)  # type: ignore[index]
     finally:
+        os.close(scratch)
         seed.leave()
 
 
 def _mapped(path: bytes, user: int) -> int:
     tree = mount.open_tree(fs.AT_FDCWD, path, mount.OPEN_TREE_CLONE)
-    mount.mount_setattr(tree, set_=mount.MOUNT_ATTR_IDMAP, userns=user, propagation=mount.MS_PRIVATE)
+    idmap = mount.MOUNT_ATTR_IDMAP if user >= 0 else 0
+    mount.mount_setattr(tree, set_=idmap, userns=max(user, 0), propagation=mount.MS_PRIVATE)
     return tree
 
 
@@ -144,7 +156,8 @@ def open_mounts(container: dict[str, object], opened: Opened, seed: Seed, user: 
             item["source_is_file"] = is_file
         elif item["kind"] == b"image":
             try:
-                opened.by_role[b"mount:%d" % index] = tree = _open_image(item, seed, user)
+                tree = _open_image(item, seed, user, container.get("mount_label"))
+                opened.by_role[b"mount:%d" % index] = tree
             except OSError as error:
                 source, target = (item[key].decode("utf-8", "replace") for key in ("source", "target"))
                 raise StepFailed(
@@ -154,9 +167,9 @@ def open_mounts(container: dict[str, object], opened: Opened, seed: Seed, user: 
             item["source_is_file"] = not stat.S_ISDIR(os.fstat(tree).st_mode)
 
 
-def _open_image(item: dict[str, object], seed: Seed, user: int) -> int:
+def _open_image(item: dict[str, object], seed: Seed, user: int, label: object) -> int:
     """A read-only mount of an image, or of what a path names in it."""
-    tree = open_root({"path": None, "lowers": item["layers"], "upper": None, "work": None}, seed, user)
+    tree = open_root({"path": None, "lowers": item["layers"], "upper": None, "work": None}, seed, user, label)
     source = item["source"]
     assert isinstance(source, bytes)
     if source:

@@ -20,6 +20,7 @@ class PodSpec:
     network, ipc, uts: whether the pod has its own; netns_path: where the network namespace is pinned; shared_pid: a
     PID namespace of the pod with a reaping init of ours; sysctls: keys of the pod's own namespaces, validated.
     uid_mappings, gid_mappings: of the pod's own user namespace, which then owns the others; empty: the host's.
+    mount_label: SELinux context of the pod's /dev/shm.
     """
 
     network: bool = False
@@ -33,6 +34,7 @@ class PodSpec:
     shm_bytes: int = _SHM_BYTES
     uid_mappings: tuple[IdMapping, ...] = ()
     gid_mappings: tuple[IdMapping, ...] = ()
+    mount_label: str | None = None
 
     def to_value(self) -> dict[str, object]:
         """The body of START_MONITOR."""
@@ -48,6 +50,7 @@ class PodSpec:
             "shm_bytes": self.shm_bytes,
             "uid_map": _map_value(self.uid_mappings),
             "gid_map": _map_value(self.gid_mappings),
+            "mount_label": self.mount_label and os.fsencode(self.mount_label),
         }
 
 

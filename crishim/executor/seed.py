@@ -106,17 +106,23 @@ def make_seed() -> Seed:
     return seed
 
 
-def make_pod_seed(base: Seed, shm_bytes: int, uid: int, gid: int) -> Seed:
+def make_pod_seed(base: Seed, shm_bytes: int, uid: int, gid: int, label: bytes | None = None) -> Seed:
     """A copy of the seed with a tmpfs of `shm_bytes` at /shm: the /dev/shm of a pod with its own IPC namespace.
 
-    uid, gid: the host's numbers of the pod's root.
+    uid, gid: the host's numbers of the pod's root; label: SELinux context of what it holds.
     """
     base.enter()
     try:
         process.unshare(process.CLONE_NEWNS)
         shm = mount.new_mount(
             b"tmpfs",
-            ((b"mode", b"1777"), (b"size", b"%d" % shm_bytes), (b"uid", b"%d" % uid), (b"gid", b"%d" % gid)),
+            (
+                (b"mode", b"1777"),
+                (b"size", b"%d" % shm_bytes),
+                (b"uid", b"%d" % uid),
+                (b"gid", b"%d" % gid),
+                *(((b"context", label),) if label else ()),
+            ),
             mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOEXEC,
             b"shm",
         )

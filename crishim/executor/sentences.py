@@ -79,5 +79,9 @@ def describe(step: Step, code: int, detail: bytes) -> str:
         kind = "AppArmor profile" if step[2] else "SELinux label"
         hint = "it is not loaded on this node" if code == 2 and step[2] else why.lower()
         return f'{kind} "{step[3].decode("utf-8", "replace")}": {hint}'  # type: ignore[attr-defined]
+    if name == "label_new_keys":
+        return f'SELinux label "{step[2].decode("utf-8", "replace")}" of keys: {why.lower()}'  # type: ignore[attr-defined]
+    if name == "label_mount":
+        return f'labelling "{step[1].decode("utf-8", "replace")}": {why.lower()}'  # type: ignore[attr-defined]
     sentence = _SENTENCES.get(name, name.replace("_", " "))
     return f"{sentence}: {why.lower()}{text and ' (' + text + ')'}"

@@ -120,7 +120,8 @@ def _open_sources(monitor: Monitor, container: dict[str, object], opened: Opened
     user = _open_user_namespace(monitor, container, opened)
     prepare.open_mounts(container, opened, monitor.seed, user)
     try:
-        roles[b"root"] = prepare.open_root(container["rootfs"], monitor.seed, user)  # type: ignore[arg-type]
+        label = container.get("mount_label")
+        roles[b"root"] = prepare.open_root(container["rootfs"], monitor.seed, user, label)  # type: ignore[arg-type]
     except OSError as error:
         raise StepFailed(f"mounting the root file system: {os.strerror(error.errno or 0).lower()}") from None
     files = effects.task_files(monitor.hierarchy, cgroup)

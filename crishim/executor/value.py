@@ -13,6 +13,7 @@ from crishim.cgroups.hierarchy import Hierarchy
 from crishim.cgroups.plan import plan as cgroup_plan
 from crishim.errors import InvalidSpec
 from crishim.executor import tables
+from crishim.linux import selinux
 from crishim.model.process import (
     PROC_FILES,
     ContainerSpec,
@@ -90,6 +91,7 @@ def container_value(spec: ContainerSpec, hierarchy: Hierarchy) -> dict[str, obje
         "stdin": spec.stdin,
         "stdin_once": spec.stdin_once,
         "make_missing_sources": spec.make_missing_sources,
+        "mount_label": _label("mount_label", spec.mount_label),
         "directories": [_normal(f"directories[{index}]", path) for index, path in enumerate(spec.directories)],
         "hooks": None,  # `hook_values.py` makes them, of who knows where they run
     }
@@ -138,7 +140,7 @@ def process_value(process: ProcessSpec) -> dict[str, object]:
             )
         ],
         "apparmor_profile": process.apparmor_profile and _bytes("apparmor_profile", process.apparmor_profile),
-        "label": process.label and _bytes("label", process.label),
+        "label": _label("label", process.label),
         "no_new_privileges": process.no_new_privileges,
         "rlimits": [[limit.kind.encode(), limit.soft, limit.hard] for limit in process.rlimits],
         "terminal": process.terminal,
@@ -198,6 +200,17 @@ def _bytes(field: str, text: str) -> bytes:
     if "\0" in text:
         raise InvalidSpec(f"{field}: {text!r} holds a NUL character")
     return os.fsencode(text)
+
+
+def _label(field: str, label: str | None) -> bytes | None:
+    """An SELinux context that this node has; a label that nobody would enforce is no label."""
+    if not label:
+        return None
+    context = _bytes(field, label)
+    why = selinux.why_refused(label)
+    if why:
+        raise InvalidSpec(f"{field}: {label!r}: {why}")
+    return context
 
 
 def _environment(entries: tuple[str, ...]) -> list[bytes]:

@@ -104,7 +104,7 @@ class ProcessSpec:
     #: None: no capability handling for a library caller; CRI always sets it
     capabilities: Capabilities | None = None
     apparmor_profile: str | None = None
-    #: SELinux exec label
+    #: SELinux context of the process and its keys
     label: str | None = None
     no_new_privileges: bool = False
     rlimits: tuple[Rlimit, ...] = ()
@@ -314,3 +314,5 @@ class ContainerSpec:
     #: what hooks are told of the container: its annotations, and a directory with `config.json`
     annotations: Mapping[str, str] = field(default_factory=dict)
     bundle: str = ""
+    #: SELinux context of the files of the root's overlay and of what is mounted new in it; None leaves them their own
+    mount_label: str | None = None

@@ -21,7 +21,7 @@ SIZE = "4G"
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "udev", "kmod", "procps", "apparmor", "python3", "ca-certificates"),
     *("iproute2", "nftables", "busybox-static", "containernetworking-plugins", "docker-registry"),
-    *("gcc", "libc6-dev", "libseccomp2", "util-linux", "crun"),
+    *("gcc", "libc6-dev", "libseccomp2", "util-linux", "crun", "secilc"),
 )
 KERNEL = ("linux-image-cloud-amd64", "initramfs-tools", "e2fsprogs", "zstd")
 CODE = "/opt/crishim"

@@ -10,6 +10,7 @@ import pytest
 
 from crishim.executor import child, plan, sentences, tables, value
 from crishim.executor.lower import Privileges, lower
+from crishim.linux import selinux
 from crishim.model.process import (
     CpuAffinity,
     MemoryPolicy,
@@ -160,9 +161,12 @@ def test_a_memory_policy_and_a_personality_are_steps() -> None:
     assert ("set_personality", 8) in steps
 
 
-def test_every_step_is_lowered_or_a_function_of_the_child() -> None:
+def test_every_step_is_lowered_or_a_function_of_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selinux, "why_refused", lambda context: "")
     terminal = replace(PROCESS, terminal=True, apparmor_profile="p", label="l")
-    program = lower(init() + exec_() + init(process=terminal), Privileges(-1, -1), 50)
+    mqueue = (*CONTAINER.mounts, MountSpec("/dev/mqueue", "mqueue"))
+    labelled = init(process=terminal, mounts=mqueue, mount_label="l")
+    program = lower(init() + exec_() + labelled, Privileges(-1, -1), 50)
     functions = {name for _, name, _, _ in program if name is not None}
     assert {name for name in functions if not callable(child.FUNCTIONS.get(name))} == set()
     assert {index for index, _, _, _ in program} >= set(range(len(init())))
@@ -239,7 +243,8 @@ def test_a_terminal_is_opened_before_the_root_turns_read_only_and_in_an_exec_not
     assert ("set_stdio", (-1, 37, 38), True) in steps
 
 
-def test_labels_are_written_through_the_hosts_proc_before_it_is_closed() -> None:
+def test_labels_are_written_through_the_hosts_proc_before_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selinux, "why_refused", lambda context: "")
     steps = init_of(apparmor_profile="profile", label="label")
     assert ("write_exec_attribute", 36, b"apparmor", b"profile") in steps
     assert ("write_exec_attribute", 36, b"", b"label") in steps
@@ -426,6 +431,8 @@ def test_mount_flags(flags: tuple[str, ...], expected: tuple[int, int, bool]) ->
         (("write_exec_attribute", 9, b"apparmor", b"a"), 2, b"", 'AppArmor profile "a": it is not loaded on this node'),
         (("write_exec_attribute", 9, b"apparmor", b"a"), 13, b"", 'AppArmor profile "a": permission denied'),
         (("write_exec_attribute", 9, b"", b"s0"), 22, b"", 'SELinux label "s0": invalid argument'),
+        (("label_new_keys", 9, b"s0"), 13, b"", 'SELinux label "s0" of keys: permission denied'),
+        (("label_mount", b"/dev/mqueue", b"s0"), 13, b"", 'labelling "/dev/mqueue": permission denied'),
         (("mask_paths", (b"/a",)), 0, b"/a", "mask paths: failed (/a)"),
         (("write_sysctls", ()), 22, b"\xff", "writing a sysctl: invalid argument (\ufffd)"),
     ],
