@@ -12,7 +12,7 @@ from typing import Protocol
 from websockets.frames import CloseCode
 
 from crishim.model.session import Ending
-from crishim.streaming import spdy, websocket
+from crishim.streaming import spdy, spdy_events, websocket
 from crishim.streaming.channels import (
     STREAM_TYPES,
     BadMessage,
@@ -114,8 +114,8 @@ class SpdyChannels:
             self._take(event, events)
         return events
 
-    def _take(self, event: spdy.Event, events: list[SessionEvent]) -> None:
-        if isinstance(event, spdy.DataReceived):
+    def _take(self, event: spdy_events.Event, events: list[SessionEvent]) -> None:
+        if isinstance(event, spdy_events.DataReceived):
             channel = self._channels.get(event.stream_id)
             if channel is Channel.STDIN:
                 if event.data:
@@ -124,17 +124,17 @@ class SpdyChannels:
                     events.append(InputEnded())
             elif channel is Channel.RESIZE:
                 events += self._sizes.feed(event.data)
-        elif isinstance(event, spdy.StreamOpened):
+        elif isinstance(event, spdy_events.StreamOpened):
             self._open(event, events)
-        elif isinstance(event, spdy.StreamReset):
+        elif isinstance(event, spdy_events.StreamReset):
             if self._channels.get(event.stream_id) is Channel.STDIN:
                 events.append(InputEnded())
-        elif isinstance(event, spdy.GoneAway):
+        elif isinstance(event, spdy_events.GoneAway):
             events.append(Left())
-        elif isinstance(event, spdy.ProtocolError):
+        elif isinstance(event, spdy_events.ProtocolError):
             events.append(Left(event.message))
 
-    def _open(self, event: spdy.StreamOpened, events: list[SessionEvent]) -> None:
+    def _open(self, event: spdy_events.StreamOpened, events: list[SessionEvent]) -> None:
         channel = STREAM_TYPES.get(event.headers.get("streamtype", ""))
         if channel is None or channel not in self._wanted or channel in self._streams:
             self._spdy.reset(event.stream_id, ResetStatus.CANCEL)

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from websockets.frames import CloseCode
 
-from crishim.streaming import spdy, websocket
+from crishim.streaming import spdy, spdy_events, websocket
 from crishim.streaming.channels import BadMessage, ChannelCodec, ChannelData
 from crishim.streaming.exec_channels import Left
 from crishim.streaming.spdy_frames import ResetStatus
@@ -137,8 +137,8 @@ class SpdyForwards:
             self._take(event, now, events)
         return events
 
-    def _take(self, event: spdy.Event, now: float, events: list[ForwardEvent]) -> None:
-        if isinstance(event, spdy.DataReceived):
+    def _take(self, event: spdy_events.Event, now: float, events: list[ForwardEvent]) -> None:
+        if isinstance(event, spdy_events.DataReceived):
             if event.stream_id in self._errors:
                 if event.data:
                     events.append(ForwardInput(event.stream_id, event.data))
@@ -148,19 +148,19 @@ class SpdyForwards:
             elif event.data:
                 # clients wait for our answer to both streams of a pair, so this is none
                 self._refuse_stream(event.stream_id, "data came before both streams were open")
-        elif isinstance(event, spdy.StreamOpened):
+        elif isinstance(event, spdy_events.StreamOpened):
             self._open(event, now, events)
-        elif isinstance(event, spdy.StreamReset):
+        elif isinstance(event, spdy_events.StreamReset):
             if self._errors.pop(event.stream_id, None) is not None:
                 events.append(ForwardReset(event.stream_id))
             else:
                 self._refuse_stream(event.stream_id, "a stream was reset before the other was opened")
-        elif isinstance(event, spdy.GoneAway):
+        elif isinstance(event, spdy_events.GoneAway):
             events.append(Left())
-        elif isinstance(event, spdy.ProtocolError):
+        elif isinstance(event, spdy_events.ProtocolError):
             events.append(Left(event.message))
 
-    def _open(self, event: spdy.StreamOpened, now: float, events: list[ForwardEvent]) -> None:
+    def _open(self, event: spdy_events.StreamOpened, now: float, events: list[ForwardEvent]) -> None:
         kind, port = event.headers.get("streamtype"), _port(event.headers.get("port", ""))
         request = event.headers.get("requestid", "")
         if kind not in ("error", "data") or port is None or len(request) > _REQUEST_ID_CHARS:

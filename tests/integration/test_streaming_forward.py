@@ -18,7 +18,7 @@ from websockets.frames import Opcode
 from websockets.protocol import Protocol, Side
 
 from crishim.model.session import PortForwardRequest
-from crishim.streaming import spdy
+from crishim.streaming import spdy_frames
 from tests.support.streaming import DEADLINE_S, SpdyClient, serving
 
 SANDBOX = PortForwardRequest("sandbox")
@@ -224,7 +224,7 @@ def test_a_reset_of_the_client_closes_the_connection_into_the_pod() -> None:
         async with serving() as (machine, _), listening(wait) as port:
             client = await SpdyClient.connect(machine.url(SANDBOX), "portforward.k8s.io")
             _, stream = await client.open_forward(port, 0)
-            client.spdy.reset(stream, spdy.ResetStatus.CANCEL)
+            client.spdy.reset(stream, spdy_frames.ResetStatus.CANCEL)
             client.flush()
             await asyncio.wait_for(ended.wait(), DEADLINE_S)
             await client.close()

@@ -17,7 +17,7 @@ from crishim.errors import CrishimError, Unavailable
 from crishim.model.session import AttachRequest, Ending, ExecRequest, Exited, SessionRequest
 from crishim.runtime.sessions.stdio import STDERR, STDOUT, Attached, Descriptors, Stdio
 from crishim.runtime.sessions.tokens import Tokens
-from crishim.streaming import spdy
+from crishim.streaming import spdy, spdy_events
 from crishim.streaming.server import StreamingServer
 
 DEADLINE_S = 30.0
@@ -237,17 +237,17 @@ class SpdyClient:
             self.closed = True
             raise ConnectionError("the server closed")
         for event in self.spdy.receive(data):
-            if isinstance(event, spdy.DataReceived):
+            if isinstance(event, spdy_events.DataReceived):
                 self.received[event.stream_id] += event.data
                 if event.fin:
                     self.ended.add(event.stream_id)
-            elif isinstance(event, spdy.StreamReplied):
+            elif isinstance(event, spdy_events.StreamReplied):
                 self.replied.add(event.stream_id)
-            elif isinstance(event, spdy.StreamReset):
+            elif isinstance(event, spdy_events.StreamReset):
                 self.reset.add(event.stream_id)
-            elif isinstance(event, spdy.PingReceived):
+            elif isinstance(event, spdy_events.PingReceived):
                 self.pongs.add(event.ping_id)
-            elif isinstance(event, spdy.GoneAway):
+            elif isinstance(event, spdy_events.GoneAway):
                 self.gone = True
         self.flush()
 

@@ -14,7 +14,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side
 
 from crishim.model.session import Exited, Failed
-from crishim.streaming import spdy
+from crishim.streaming import spdy, spdy_events, spdy_frames
 from crishim.streaming.channels import (
     BadMessage,
     Channel,
@@ -227,7 +227,7 @@ class SpdyClient:
     def take(self) -> bytes:
         return b"".join(self.spdy.take_output())
 
-    def hear(self, parts: list[bytes]) -> list[spdy.Event]:
+    def hear(self, parts: list[bytes]) -> list[spdy_events.Event]:
         return self.spdy.receive(b"".join(parts))
 
 
@@ -250,7 +250,9 @@ def test_streams_that_were_not_asked_for_or_come_twice_are_cancelled() -> None:
     client, streams, _ = spdy_session(["stdin", "bogus", "stdout", "error"], channels)
     second = client.spdy.open_stream({"streamtype": "stdout"})
     channels.receive(client.take())
-    resets = {event.stream_id for event in client.hear(channels.take_output()) if isinstance(event, spdy.StreamReset)}
+    resets = {
+        event.stream_id for event in client.hear(channels.take_output()) if isinstance(event, spdy_events.StreamReset)
+    }
     assert resets == {streams["stdin"], streams["bogus"], second}
 
 
@@ -268,13 +270,15 @@ def test_a_spdy_session_ends_with_ends_the_status_and_goaway_last() -> None:
     client, streams, _ = spdy_session(["error", "stdin", "stdout", "stderr"], channels)
     channels.send_output(Channel.STDOUT, b"out")
     channels.finish(Exited(3))
-    events = [event for event in client.hear(channels.take_output()) if not isinstance(event, spdy.StreamReplied)]
-    pieces = [event for event in events if isinstance(event, spdy.DataReceived)]
+    events = [
+        event for event in client.hear(channels.take_output()) if not isinstance(event, spdy_events.StreamReplied)
+    ]
+    pieces = [event for event in events if isinstance(event, spdy_events.DataReceived)]
     ends = [piece.stream_id for piece in pieces if piece.fin]
     assert ends[:3] == [streams["stdout"], streams["stderr"], streams["error"]]
     status = [piece.data for piece in pieces if piece.stream_id == streams["error"]]
     assert json.loads(status[0])["reason"] == "NonZeroExitCode"
-    assert isinstance(events[-1], spdy.GoneAway)
+    assert isinstance(events[-1], spdy_events.GoneAway)
 
 
 def test_a_goaway_and_a_violation_both_mean_that_the_client_left() -> None:
@@ -366,7 +370,7 @@ def test_a_port_that_is_none_is_reset(port: str) -> None:
     client.spdy.open_stream({"streamtype": "error", "port": port.encode("utf-8").decode("latin-1")})
     assert forwards.receive(client.take(), 0.0) == []
     (reset,) = client.hear(forwards.take_output())
-    assert isinstance(reset, spdy.StreamReset)
+    assert isinstance(reset, spdy_events.StreamReset)
 
 
 def test_the_end_of_a_forward_is_the_end_of_both_streams_and_leaves_no_state() -> None:
@@ -375,11 +379,11 @@ def test_the_end_of_a_forward_is_the_end_of_both_streams_and_leaves_no_state() -
     forwards.receive(client.take(), 0.0)
     forwards.send(data, b"200")
     forwards.end(data)
-    events = [event for event in client.hear(forwards.take_output()) if isinstance(event, spdy.DataReceived)]
+    events = [event for event in client.hear(forwards.take_output()) if isinstance(event, spdy_events.DataReceived)]
     assert events == [
-        spdy.DataReceived(data, b"200", False),
-        spdy.DataReceived(data, b"", True),
-        spdy.DataReceived(error, b"", True),
+        spdy_events.DataReceived(data, b"200", False),
+        spdy_events.DataReceived(data, b"", True),
+        spdy_events.DataReceived(error, b"", True),
     ]
     client.spdy.send_data(data, b"", fin=True)
     assert forwards.receive(client.take(), 0.0) == [ForwardInputEnded(data)]
@@ -391,8 +395,8 @@ def test_a_failure_is_text_on_the_error_stream() -> None:
     error, data = pair(client)
     forwards.receive(client.take(), 0.0)
     forwards.fail(data, "refused")
-    events = [event for event in client.hear(forwards.take_output()) if isinstance(event, spdy.DataReceived)]
-    assert events[0] == spdy.DataReceived(error, b"refused", True)
+    events = [event for event in client.hear(forwards.take_output()) if isinstance(event, spdy_events.DataReceived)]
+    assert events[0] == spdy_events.DataReceived(error, b"refused", True)
 
 
 def test_a_second_stream_that_does_not_come_is_not_waited_for() -> None:
@@ -402,7 +406,7 @@ def test_a_second_stream_that_does_not_come_is_not_waited_for() -> None:
     forwards.expire(10.0)
     assert forwards._opening
     forwards.expire(10.1)
-    texts = [event.data for event in client.hear(forwards.take_output()) if isinstance(event, spdy.DataReceived)]
+    texts = [event.data for event in client.hear(forwards.take_output()) if isinstance(event, spdy_events.DataReceived)]
     assert b"did not come in time" in texts[0]
     assert not forwards._opening
     assert error == 1
@@ -412,7 +416,7 @@ def test_streams_that_are_opened_and_reset_for_ever_leave_no_state() -> None:
     client, forwards = SpdyClient(), SpdyForwards()
     for number in range(2000):
         stream = client.spdy.open_stream({"streamtype": "error", "port": "80", "requestid": str(number)})
-        client.spdy.reset(stream, spdy.ResetStatus.CANCEL)
+        client.spdy.reset(stream, spdy_frames.ResetStatus.CANCEL)
         forwards.receive(client.take(), 0.0)
         forwards.take_output()
     assert not forwards._opening
@@ -424,14 +428,14 @@ def test_a_stream_type_that_comes_twice_fails_the_pair() -> None:
     for _ in range(2):
         client.spdy.open_stream({"streamtype": "error", "port": "80", "requestid": "0"})
     forwards.receive(client.take(), 0.0)
-    texts = [event.data for event in client.hear(forwards.take_output()) if isinstance(event, spdy.DataReceived)]
+    texts = [event.data for event in client.hear(forwards.take_output()) if isinstance(event, spdy_events.DataReceived)]
     assert b"two streams of type error" in b"".join(texts)
 
 
 def test_a_reset_of_the_data_stream_ends_the_forward() -> None:
     client, forwards = SpdyClient(), SpdyForwards()
     _, data = pair(client)
-    client.spdy.reset(data, spdy.ResetStatus.CANCEL)
+    client.spdy.reset(data, spdy_frames.ResetStatus.CANCEL)
     assert forwards.receive(client.take(), 0.0)[-1] == ForwardReset(data)
 
 
@@ -445,7 +449,7 @@ def test_the_tunnel_carries_spdy_whatever_its_messages_are_cut_into() -> None:
     assert events == [ForwardOpened(data, 80)]
     forwards.send(data, b"200")
     replies = client.hear(heard(forwards.take_output()))
-    assert spdy.DataReceived(data, b"200", False) in replies
+    assert spdy_events.DataReceived(data, b"200", False) in replies
 
 
 def test_plain_websocket_forwards_begin_with_their_ports() -> None:

@@ -13,13 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crishim.streaming import spdy_frames as frames
-from crishim.streaming.spdy import (
-    Connection,
+from crishim.streaming.spdy import Connection, Limits
+from crishim.streaming.spdy_events import (
     DataReceived,
     Event,
     GoneAway,
     HeadersReceived,
-    Limits,
     PingReceived,
     ProtocolError,
     SettingsReceived,
