@@ -42,7 +42,8 @@ def apply_entries(stream: LayerStream, max_entries: int) -> Applied:
     """Make every entry of the stream below "/". InvalidSpec names the entry that cannot be; OSError is the disk's."""
     layer = _Layer(stream)
     for count, entry in enumerate(tar.read_entries(stream)):
-        if count >= max_entries:
+        # directories that a name implies count too: one name may have two thousand
+        if count >= max_entries or layer.applied.inodes > max_entries:
             raise InvalidSpec(f"the layer has more than {max_entries} entries")
         try:
             layer.apply(entry)

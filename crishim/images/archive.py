@@ -33,6 +33,10 @@ from crishim.images.references import parse_reference
 from crishim.images.stream import LayerStream
 
 _MAX_MEMBERS = 100_000
+#: bytes of the names and links of all members: they are kept in memory
+_MAX_NAMES = 16 << 20
+#: images that manifest.json may list: each has its configuration read
+_MAX_IMAGES = 500
 _MAX_BYTES = 256 << 30
 _NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 
@@ -74,9 +78,13 @@ def _spool(path: Path, spool: Path) -> dict[str, Path]:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise InvalidSpec(f"{path} is not a regular file")
         stream = LayerStream(descriptor, _MAX_BYTES)
+        names_bytes = 0
         for count, entry in enumerate(tar.read_entries(stream)):
             if count >= _MAX_MEMBERS:
                 raise InvalidSpec(f"{path} has more than {_MAX_MEMBERS} members")
+            names_bytes += len(entry.name) + len(entry.link)
+            if names_bytes > _MAX_NAMES:
+                raise InvalidSpec(f"{path} has members with names of more than {_MAX_NAMES} bytes")
             name = os.fsdecode(tar.clean_name(entry.name))
             if entry.kind == tar.FILE and entry.segments is None:
                 members[name] = _copy(stream, entry.stored, spool / str(count))
@@ -157,7 +165,10 @@ def _docker_manifest(members: dict[str, Path]) -> list[dict[str, Any]]:
         document = json.loads(_read(members, "manifest.json", MAX_MANIFEST))
     except (ValueError, RecursionError):
         raise InvalidSpec("manifest.json of the archive is not JSON") from None
-    return [entry for entry in _list(document) if isinstance(entry, dict)]
+    entries = [entry for entry in _list(document) if isinstance(entry, dict)]
+    if len(entries) > _MAX_IMAGES:
+        raise InvalidSpec(f"manifest.json of the archive lists {len(entries)} images, more than {_MAX_IMAGES}")
+    return entries
 
 
 def _docker_names(entry: dict[str, Any]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ that a pull goes on where it was; what nobody asked for again in a day is remove
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import time
@@ -97,10 +98,14 @@ class BlobStore:
     def _complete_partial(self, repository: Repository, blob: PartialBlob, partial: Path, complete: Path) -> None:
         try:
             repository.download(blob)
+            blob.sync()  # its name says that it is verified, so its content may not be lost before its name
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                blob.discard()  # a layer that claims more than there is must not hold the disk full for a day
+            raise
         finally:
             if blob.size and not blob.received:
                 partial.unlink()
-        blob.sync()  # its name says that it is verified, so its content may not be lost before its name
         partial.rename(complete)
 
 

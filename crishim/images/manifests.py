@@ -32,6 +32,12 @@ ACCEPTED = (OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST)
 MAX_MANIFEST = 4 << 20
 MAX_CONFIG = 8 << 20
 MAX_LAYERS = 500  # as many lower directories as overlayfs takes
+#: texts of a configuration that are kept, and their characters. They stay in memory as long as the image: a document of
+#: short texts takes thirty times its size
+_MAX_TEXTS = 10_000
+_MAX_CHARACTERS = 2 << 20
+#: of User, which every ListImages repeats, and of WorkingDir and StopSignal; PATH_MAX of linux/limits.h
+_MAX_TEXT = 4096
 _MAX_SIZE = 1 << 50
 
 _ARCHITECTURES = MappingProxyType(
@@ -103,6 +109,9 @@ def digest_of(body: bytes, algorithm: str = "sha256") -> str:
 def parse_manifest(body: bytes) -> Manifest | Index:
     """What a manifest document says; Unsupported for schema 1 and for artifacts that are no image."""
     document = _document(body, "manifest")
+    if document.get("manifests") is not None and not (document.get("layers") is document.get("config") is None):
+        # CVE-2021-41190: who checks a digest and who runs it could read two images
+        raise InvalidSpec("the manifest has manifests beside config or layers: it could be read in two ways")
     if isinstance(document.get("manifests"), list):
         return Index(tuple(_descriptor(entry) for entry in document["manifests"][:MAX_LAYERS]))
     if document.get("schemaVersion") == 1:
@@ -181,7 +190,10 @@ def _descriptor(value: object) -> Descriptor:
 def _image_config(value: object) -> ImageConfig:
     source = value if isinstance(value, dict) else {}
     volumes = source.get("Volumes")
-    return ImageConfig(
+    for key in ("User", "WorkingDir", "StopSignal"):
+        if len(_text(source, key)) > _MAX_TEXT:
+            raise InvalidSpec(f"the image configuration has a {key} of more than {_MAX_TEXT} characters")
+    config = ImageConfig(
         user=_text(source, "User"),
         env=_texts(source, "Env"),
         entrypoint=_texts(source, "Entrypoint"),
@@ -191,6 +203,13 @@ def _image_config(value: object) -> ImageConfig:
         volumes=tuple(sorted(volumes)) if isinstance(volumes, dict) else (),
         labels=_texts_by_name(source.get("Labels")),
     )
+    texts = [*config.env, *config.entrypoint, *config.cmd, *config.volumes, *config.labels, *config.labels.values()]
+    if len(texts) > _MAX_TEXTS or sum(map(len, texts)) > _MAX_CHARACTERS:
+        raise InvalidSpec(
+            f"the image configuration has {len(texts)} texts of {sum(map(len, texts))} characters in Env, Entrypoint, "
+            f"Cmd, Volumes and Labels; it may have {_MAX_TEXTS} of {_MAX_CHARACTERS}"
+        )
+    return config
 
 
 def _text(source: Mapping[str, Any], key: str) -> str:

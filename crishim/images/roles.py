@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 import sys
 from collections.abc import Callable
@@ -28,6 +29,10 @@ CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SYS_ADMIN, MKNOD, SETFCAP = 0, 1, 3, 4, 21,
 #: CAP_SYS_ADMIN only because trusted.overlay.opaque wants it
 _UNPACK_CAPABILITIES = (CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SYS_ADMIN, MKNOD, SETFCAP)
 _READ_CAPABILITIES = (DAC_OVERRIDE,)
+
+#: memory of a role's own. A layer decides how many names and attributes there are to remember; a hundred thousand
+#: directories take 30 MiB, a frame of zstd at most 128 MiB
+MEMORY_BYTES = 512 << 20
 
 Reply = dict[str, Any]
 
@@ -70,10 +75,16 @@ def replying(work: Callable[[], Reply]) -> Reply:
         kind = "Exhausted" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Unavailable"
         return {"error": f"the file system refuses: {error.strerror}", "kind": kind}
     except MemoryError:
-        return {"error": "not enough memory", "kind": "Exhausted"}
+        return {"error": f"not enough memory: it takes more than {MEMORY_BYTES >> 20} MiB", "kind": "Exhausted"}
+
+
+def bound_memory() -> None:
+    """From now on a request for more than `MEMORY_BYTES` is a MemoryError. Source: getrlimit(2), "RLIMIT_DATA"."""
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
 
 
 def _unpack(request: dict[str, Any], blob: int, directory: int) -> Reply:
+    bound_memory()
     sys.path += [path for path in request["module_paths"] if path not in sys.path]
     stream = LayerStream(blob, request["max_bytes"])  # imports the decompressor, so before "/" is hostile
     confine(directory, _UNPACK_CAPABILITIES)
@@ -128,6 +139,7 @@ def open_layers(lowers: list[bytes]) -> int:
 
 
 def _read_users(root: int) -> Reply:
+    bound_memory()
     _drop_capabilities(_READ_CAPABILITIES)
     reply: Reply = {}
     for name in ("passwd", "group"):

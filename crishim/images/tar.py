@@ -15,7 +15,7 @@ from typing import Protocol
 from crishim.errors import InvalidSpec
 
 BLOCK = 512
-#: bytes of one PAX header or GNU long name; Go's archive/tar stops at the same size
+#: bytes of the PAX headers and GNU long names of one entry; Go's archive/tar stops at the same size of one
 MAX_EXTENSION = 1 << 20
 MAX_SPARSE_SEGMENTS = 100_000
 MAX_ID = (1 << 32) - 2
@@ -28,6 +28,8 @@ _FIELDS = struct.Struct("100s8s8s8s12s12s8x1s100s")
 FILE, HARDLINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 _PLAIN = frozenset({FILE, b"\0", b"7"})
 _WITHOUT_CONTENT = frozenset({HARDLINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO})
+#: PAX headers of one entry and of all, GNU long names of an entry and its link
+_EXTENSIONS = frozenset({b"x", b"X", b"g", b"L", b"K"})
 _XATTR = b"SCHILY.xattr."
 
 
@@ -92,19 +94,24 @@ def read_entries(source: BlockSource) -> Iterator[Entry]:
     """
     pax: list[tuple[bytes, bytes]] = []
     long_name = long_link = None
+    extended = 0
     while header := _read_header(source):
         kind = header[156:157]
-        if kind in (b"x", b"X", b"g"):
-            records = parse_pax(_read_extension(source, header))
-            if kind != b"g":  # a global header changes nothing, as in the archivers that make layers
-                pax += records
-        elif kind == b"L":
-            long_name = _read_extension(source, header).rstrip(b"\0")
-        elif kind == b"K":
-            long_link = _read_extension(source, header).rstrip(b"\0")
+        if kind in _EXTENSIONS:
+            body = _read_extension(source, header, MAX_EXTENSION - extended)
+            if kind == b"g":
+                parse_pax(body)  # a global header changes nothing, as in the archivers that make layers
+                continue
+            extended += len(body)
+            if kind == b"L":
+                long_name = body.rstrip(b"\0")
+            elif kind == b"K":
+                long_link = body.rstrip(b"\0")
+            else:
+                pax += parse_pax(body)
         else:
             yield _entry(source, header, pax, long_name, long_link)
-            pax, long_name, long_link = [], None, None
+            pax, long_name, long_link, extended = [], None, None, 0
 
 
 @functools.lru_cache(maxsize=4096)  # modes, owners and times repeat from entry to entry
@@ -170,10 +177,12 @@ def _read_header(source: BlockSource) -> bytes:
     return header
 
 
-def _read_extension(source: BlockSource, header: bytes) -> bytes:
+def _read_extension(source: BlockSource, header: bytes, room: int) -> bytes:
     size = parse_number(header[124:136])
     if not 0 <= size <= MAX_EXTENSION:
         raise InvalidSpec(f"the layer has an extended header of {size} bytes, more than {MAX_EXTENSION}")
+    if size > room:  # one after the other, without an entry between them, would fill the memory
+        raise InvalidSpec(f"the layer has extended headers of more than {MAX_EXTENSION} bytes for one entry")
     body = source.read(size)
     source.skip(-size % BLOCK)
     return body

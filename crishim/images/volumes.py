@@ -13,7 +13,18 @@ import stat
 from typing import Any
 
 from crishim.errors import InvalidSpec
-from crishim.images.roles import CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETFCAP, Reply, confine, open_layers, replying
+from crishim.images.roles import (
+    CHOWN,
+    DAC_OVERRIDE,
+    FOWNER,
+    FSETID,
+    SETFCAP,
+    Reply,
+    bound_memory,
+    confine,
+    open_layers,
+    replying,
+)
 from crishim.images.trees import DIRECTORY
 from crishim.linux.fs import openat2
 
@@ -38,6 +49,7 @@ def copy_volumes(request: dict[str, Any], descriptors: list[int]) -> Reply:
 
 
 def _copy_volumes(request: dict[str, Any], directory: int) -> Reply:
+    bound_memory()
     root = open_layers(request["lowers"])
     names = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     confine(root, _CAPABILITIES)

@@ -98,6 +98,7 @@ def test_a_blob_that_does_not_fit_says_that_the_disk_is_full(disk: Path) -> None
     repository = Large(RegistryClient(RegistryConfig()), parse_reference("host.example/app"), None)
     with ThreadPoolExecutor(1) as threads, pytest.raises(Exhausted, match=r"partial.*the disk is full"):
         asyncio.run(fetch(BlobStore(disk, threads), repository))
+    assert os.listdir(disk / "partial") == [], "it does not hold the disk full"
 
 
 def test_a_table_that_cannot_grow_says_that_the_disk_is_full(disk: Path) -> None:

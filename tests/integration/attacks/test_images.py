@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import stat
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +17,9 @@ import pytest
 
 from crishim.cri.client import messages as m
 from crishim.errors import CrishimError, InvalidSpec
+from crishim.images.manifests import parse_manifest
 from tests.support.hostile import resident_bytes
+from tests.support.image_archive import write_image
 from tests.support.layers import archive, directory, entry, hardlink, snapshot, symlink, unpack
 from tests.support.server import Server, container_config
 
@@ -120,6 +126,62 @@ def test_t31_a_layer_that_names_what_is_outside_is_refused(tmp_path: Path, membe
     assert reply["kind"] == "InvalidSpec"
     assert os.listdir(tmp_path) == ["layer"]
     assert snapshot(tmp_path / "layer").keys() <= {"a"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"User": "u" * 7_000_000}, {"Labels": {f"{n:x}": "" for n in range(600_000)}}, {"Env": ["A=" + "x" * 7_000_000]}],
+    ids=["user", "labels", "environment"],
+)
+def test_t52_a_configuration_that_is_large_for_everybody_is_refused(
+    server: Server, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    """A name of a user that each ListImages repeats: three such images, and the answer is more than a kubelet takes
+    (16 MiB), so that it can neither list nor remove images any more. Or texts that take thirty times their size.
+
+    Defence: what is kept of a configuration is bounded when the image comes.
+    """
+    path = write_image(tmp_path / "large.tar", "attacker.example/large:1", **config)
+    refused(lambda: server.client.load(str(path)), "the image configuration has", "User" if "User" in config else "Env")
+    listed = server.client.images("ListImages", m.ListImagesRequest())
+    assert listed.ByteSize() < 1 << 16 and "attacker.example/large:1" not in str(listed)
+
+
+def test_t50_a_manifest_that_reads_in_two_ways_is_refused() -> None:
+    """CVE-2021-41190: a document that is index and manifest at once; who scans its digest may read the other image.
+
+    Defence: such a document is refused. What it says of its own media type is not asked.
+    """
+    digest = "sha256:" + "a" * 64
+    parts = {"manifests": [{"digest": digest, "size": 1}], "config": {"digest": digest, "size": 1}, "layers": []}
+    for kinds in (("manifests", "config", "layers"), ("manifests", "layers"), ("manifests", "config")):
+        body = json.dumps({"schemaVersion": 2, **{kind: parts[kind] for kind in kinds}}).encode()
+        refused(lambda body=body: parse_manifest(body), "two ways")  # type: ignore[misc]
+
+
+def test_t51_a_layer_is_not_unpacked_into_more_than_it_may_have(tmp_path: Path) -> None:
+    """CVE-2023-25153 and its like: an image of a few bytes fills memory or disk of the node while it is unpacked.
+
+    Defence: what one entry brings is bounded, and directories count that are only implied by names.
+    """
+    deep = [("/".join([str(number), *("d" * 50)]), b"") for number in range(4)]
+    reply = unpack(archive(deep), tmp_path / "deep", max_entries=100)
+    assert "more than 100 entries" in reply["error"] and reply["kind"] == "InvalidSpec"
+    assert len(list((tmp_path / "deep").rglob("*"))) < 200
+
+
+def test_t51_a_role_has_no_more_memory_than_its_bound() -> None:
+    """The same by what nobody thought of: the process that meets the image is refused more memory by the kernel."""
+    code = (
+        "from crishim.images.roles import bound_memory, replying, MEMORY_BYTES\n"
+        "bound_memory()\n"
+        "print(replying(lambda: {'length': len(bytearray(MEMORY_BYTES // 2))}))\n"
+        "print(replying(lambda: {'length': len(bytearray(MEMORY_BYTES))}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second = map(ast.literal_eval, done.stdout.splitlines())
+    assert first == {"length": 256 << 20}
+    assert second == {"error": "not enough memory: it takes more than 512 MiB", "kind": "Exhausted"}
 
 
 def test_t38_a_volume_of_an_image_copies_nothing_of_the_host(

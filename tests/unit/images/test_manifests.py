@@ -72,6 +72,9 @@ def test_a_manifest_names_its_configuration_and_layers() -> None:
         {"layers": [1]},
         {"layers": [{"digest": "sha256:../../../etc", "size": 1}]},
         {"layers": [{"digest": B, "size": 1}] * 501},
+        {"manifests": []},
+        {"manifests": {}},
+        {"manifests": [{"digest": A, "size": 1}], "config": None},
     ],
 )
 def test_a_manifest_with_a_wrong_part_is_refused(change: dict[str, Any]) -> None:
@@ -118,7 +121,21 @@ def test_a_configuration_becomes_what_a_container_inherits() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [{"User": 1}, {"Env": "A=1"}, {"Env": [1]}, {"Cmd": ["a\0b"]}, {"Entrypoint": ["\ud800"]}, {"WorkingDir": ["/"]}],
+    [
+        {"User": 1},
+        {"User": "u" * 5000},
+        {"WorkingDir": "/" * 5000},
+        {"Env": "A=1"},
+        {"Env": [1]},
+        {"Env": ["A=" + "x" * (1 << 20)] * 3},
+        {"Env": ["A=1"] * 10_001},
+        {"Labels": {str(number): "" for number in range(5001)}},
+        {"Volumes": {str(number): {} for number in range(10_001)}},
+        {"Cmd": ["a\0b"]},
+        {"Entrypoint": ["\ud800"]},
+        {"WorkingDir": ["/"]},
+    ],
+    ids=lambda config: next(iter(config)),
 )
 def test_a_configuration_with_a_wrong_field_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(InvalidSpec):

@@ -196,6 +196,8 @@ def test_prefix_and_base_256_numbers_are_read() -> None:
         (header(kind=b"Z"), "unknown type"),
         (header(b"x", b"x", size=b"00004000001\0"), "extended header"),
         (header(b"x", b"L", size=b"\x80" + b"\0" * 5 + b"\1" + b"\0" * 5), "extended header"),
+        (extended(record(b"comment", b"x" * 600_000)) * 2 + header(), "more than 1048576 bytes for one entry"),
+        (extended(record(b"comment", b"x" * 600_000)) + extended(b"n" * 600_000, b"L") + header(), "for one entry"),
         (extended(b"nonsense"), "record length"),
         (extended(b"9999 a=b\n"), "record length"),
         (extended(b"1 a=b\n"), "record length"),
