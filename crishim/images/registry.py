@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import urllib3
 
 from crishim.images.auth import Login
+from crishim.images.watch import Watch, watchable
 
 _HUB_ENDPOINT = "https://registry-1.docker.io"
 
@@ -39,6 +40,9 @@ class RegistryConfig:
     read_timeout_s: float = 60.0
     #: seconds before the second attempt, doubled for each one after, times 0.5 to 1.5
     backoff_s: float = 0.25
+    #: an attempt that brings less than so many bytes in so many seconds is given up
+    window_s: float = 120.0
+    window_bytes: int = 64 << 10
 
 
 class RegistryClient:
@@ -46,6 +50,7 @@ class RegistryClient:
 
     def __init__(self, config: RegistryConfig) -> None:
         self.config = config
+        self.watch = Watch(config.window_s, config.window_bytes)
         self._lock = threading.Lock()
         self._pools: dict[tuple[str, str], urllib3.PoolManager] = {}
         #: (realm, service, scope, login) to token and the monotonic time it is good until
@@ -76,8 +81,8 @@ class RegistryClient:
     def _new_pool(self, proxy: str, ca_file: str) -> urllib3.PoolManager:
         timeout = urllib3.Timeout(connect=self.config.connect_timeout_s, read=self.config.read_timeout_s)
         if proxy:
-            return urllib3.ProxyManager(proxy, maxsize=8, timeout=timeout, ca_certs=ca_file or None)
-        return urllib3.PoolManager(num_pools=8, maxsize=8, timeout=timeout, ca_certs=ca_file or None)
+            return watchable(urllib3.ProxyManager(proxy, maxsize=8, timeout=timeout, ca_certs=ca_file or None))
+        return watchable(urllib3.PoolManager(num_pools=8, maxsize=8, timeout=timeout, ca_certs=ca_file or None))
 
     def token(self, key: TokenKey, make: Callable[[], tuple[str, float]]) -> str:
         """A cached token, or a new one of `make` (token, life in seconds)."""

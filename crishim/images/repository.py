@@ -23,6 +23,7 @@ from crishim.images.download import PartialBlob
 from crishim.images.manifests import ACCEPTED, MAX_MANIFEST, Descriptor, digest_of
 from crishim.images.references import Reference
 from crishim.images.registry import Endpoint, RegistryClient, TokenKey, endpoints_of
+from crishim.images.watch import received
 from crishim.model.image import Credentials
 
 _ATTEMPTS = 4
@@ -117,6 +118,7 @@ class Repository:
                     raise urllib3.exceptions.ProtocolError("the registry sent another part than it was asked for")
                 while piece := response.read1(1 << 20):  # what there is: a slow server hides no stop
                     self._check_stopped()
+                    received(len(piece))
                     blob.receive(piece)
             finally:
                 response.close()
@@ -126,20 +128,29 @@ class Repository:
         self._retrying(endpoint, attempt, lambda: blob.received)
 
     def _retrying(self, endpoint: Endpoint, attempt: Callable[[], _Answer], progress: Callable[[], int]) -> _Answer:
-        """Run `attempt` until it succeeds, at most `_ATTEMPTS` times without progress, waiting longer each time."""
+        """Run `attempt` until it succeeds, at most `_ATTEMPTS` times with little progress, waiting longer each time."""
         failures = 0
         while True:
             self._check_stopped()
             before = progress()
-            try:
-                return attempt()
-            except _TryAgain as error:
-                reason, wait_s = str(error), error.wait_s
-            except urllib3.exceptions.HTTPError as error:
-                reason, wait_s = _describe(error), 0.0
-                if isinstance(error, urllib3.exceptions.SSLError):
-                    failures = _ATTEMPTS  # a certificate does not get better
-            failures = 1 if progress() > before else failures + 1
+            with self._client.watch.over(self._stop) as watched:
+                try:
+                    answer = attempt()
+                    if not watched.cut:
+                        return answer
+                    reason, wait_s = "", 0.0
+                except _TryAgain as error:
+                    reason, wait_s = str(error), error.wait_s
+                except urllib3.exceptions.HTTPError as error:
+                    reason, wait_s = _describe(error), 0.0
+                    if isinstance(error, urllib3.exceptions.SSLError) and not watched.cut:
+                        failures = _ATTEMPTS  # a certificate does not get better
+            if watched.cut:
+                self._check_stopped()
+                config = self._client.config
+                reason = f"it sent less than {config.window_bytes} bytes in {config.window_s:g} s"
+            # a byte for each attempt would go on for ever
+            failures = 1 if progress() - before >= self._client.config.window_bytes else failures + 1
             if failures >= _ATTEMPTS:
                 raise RegistryUnavailable(f"RegistryUnavailable: {endpoint.host}: {reason}")
             delay = self._client.config.backoff_s * 2 ** (failures - 1) * random.uniform(0.5, 1.5)
@@ -265,6 +276,7 @@ class Repository:
         try:
             while piece := response.read1(min(1 << 16, max_bytes + 1 - len(body))):
                 self._check_stopped()
+                received(len(piece))
                 body += piece
                 if len(body) > max_bytes:
                     raise InvalidSpec(f"the registry sends more than {max_bytes} bytes for {what}")
