@@ -27,12 +27,15 @@ EXITED: dict[int, int] = {}
 def set_up(hostname: str, address: str, scratch: str) -> None:
     """Mounts and network of a node: own /proc, /sys and /run, shared propagation, an address that is not loopback."""
     gateway = address.rpartition(".")[0] + ".1"
+    # where the profiles of AppArmor are loaded; a machine without security modules has none
+    security = "mount -t securityfs none /sys/kernel/security" if Path("/sys/kernel/security/lsm").exists() else ""
     commands = f"""
         mount --make-rprivate /
         mount -t proc proc /proc
         mount --rbind /sys/fs/cgroup {scratch}
         mount -t sysfs sysfs /sys
         mount --move {scratch} /sys/fs/cgroup
+        {security}
         mount --make-rshared /
         mount -t tmpfs -o mode=755,size=64m tmpfs /run
         ip link set lo up
