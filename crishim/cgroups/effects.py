@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 
-from crishim.cgroups.files import GONE, join_path, read, read_or_none, walk, write
+from crishim.cgroups.files import GONE, Writer, join_path, read, read_or_none, walk, write
 from crishim.cgroups.hierarchy import Hierarchy
 from crishim.cgroups.planned import CgroupPlan
 from crishim.cgroups.processes import freeze as freeze
@@ -228,18 +228,19 @@ def _write_limits(h: Hierarchy, plan: CgroupPlan, undo: list[tuple[bytes, bytes]
     quota and period). undo: takes (file, old value) of each file written.
     """
     again: list[tuple[bytes, str]] = []
-    for controller, file, value, required in plan.writes:
-        path = join_path(h.controllers.get(controller, h.mount), plan.path) + b"/" + file.encode()
-        old = None if undo is None else read_or_none(path)
-        try:
-            write(path, value)
-        except OSError as error:
-            if error.errno in (errno.EINVAL, errno.EBUSY):
-                again.append((path, value))
-            elif required or error.errno != errno.ENOENT:
-                raise
-        if undo is not None and old is not None:
-            undo.append((path, old))
+    with Writer() as writer:
+        for controller, file, value, required in plan.writes:
+            path = join_path(h.controllers.get(controller, h.mount), plan.path) + b"/" + file.encode()
+            old = None if undo is None else read_or_none(path)
+            try:
+                writer.write(path, value)
+            except OSError as error:
+                if error.errno in (errno.EINVAL, errno.EBUSY):
+                    again.append((path, value))
+                elif required or error.errno != errno.ENOENT:
+                    raise
+            if undo is not None and old is not None:
+                undo.append((path, old))
     for path, value in again:
         try:
             write(path, value)

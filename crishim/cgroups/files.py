@@ -36,14 +36,42 @@ def write(path: bytes, value: str) -> None:
 
     An empty value is written as a newline: a write of no bytes never reaches the kernel's handler.
     """
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    with Writer() as writer:
+        writer.write(path, value)
+
+
+class Writer:
+    """`write` for many values: a file stays open while the next value is for it too, as the rules of devices.allow are.
+
+    A context; the last file is closed at its end.
+    """
+
+    __slots__ = ("_fd", "_path")
+
+    def __init__(self) -> None:
+        self._path = b""
+        self._fd = -1
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def write(self, path: bytes, value: str) -> None:
         try:
-            os.write(fd, value.encode() or b"\n")
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise OSError(error.errno, os.strerror(error.errno or 0), path) from None
+            if path != self._path:
+                self._close()
+                self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                self._path = path
+            os.write(self._fd, value.encode() or b"\n")
+        except OSError as error:
+            raise OSError(error.errno, os.strerror(error.errno or 0), path) from None
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._path, self._fd = b"", -1
 
 
 def read(path: bytes, at: int | None = None) -> bytes:

@@ -111,11 +111,8 @@ def open_root() -> int:
 
 
 def _directory(path: bytes) -> int:
-    root = open_root()
-    try:
-        return fs.make_directories_in_root(root, path)
-    finally:
-        os.close(root)
+    """A directory of the root, made when it is missing. The root is the working directory, until `enter_cwd`."""
+    return fs.make_directories_in_root(fs.AT_FDCWD, path)
 
 
 def spare_proc(place: int) -> None:
@@ -128,11 +125,7 @@ def spare_proc(place: int) -> None:
 
 def attach(tree: int, target: bytes, is_file: bool) -> None:
     """Attach a prepared tree at `target`, which is made when it is missing."""
-    root = open_root()
-    try:
-        place = fs.make_file_in_root(root, target) if is_file else fs.make_directories_in_root(root, target)
-    finally:
-        os.close(root)
+    place = fs.make_file_in_root(fs.AT_FDCWD, target) if is_file else _directory(target)
     spare_proc(place)
     mount.move_mount(tree, place)
     os.close(place)
@@ -141,11 +134,7 @@ def attach(tree: int, target: bytes, is_file: bool) -> None:
 
 def cover_proc_file(tree: int, target: bytes) -> None:
     """Attach a prepared tree over a file of the container's own procfs, and nothing else."""
-    root = open_root()
-    try:
-        place = fs.openat2(root, target, os.O_PATH, 0, fs.RESOLVE_IN_ROOT | fs.RESOLVE_NO_MAGICLINKS)
-    finally:
-        os.close(root)
+    place = fs.openat2(fs.AT_FDCWD, target, os.O_PATH, 0, fs.RESOLVE_IN_ROOT | fs.RESOLVE_NO_MAGICLINKS)
     if os.fstat(place).st_dev not in _procs:
         raise OSError(errno.EXDEV, "not on procfs")
     mount.move_mount(tree, place)
@@ -176,16 +165,12 @@ def context(label: bytes) -> tuple[tuple[bytes, bytes], ...]:
 
 def _attach_made(made: int, kind: bytes, target: bytes) -> None:
     """proc and sysfs go only on plain directories: a link there would hide from us what we rely on (CVE-2019-19921)."""
-    root = open_root()
-    try:
-        if kind in (b"proc", b"sysfs"):
-            os.close(fs.make_directories_in_root(root, target))
-            place = fs.openat2(root, target, _ROOT_FLAGS, 0, fs.RESOLVE_IN_ROOT | fs.RESOLVE_NO_SYMLINKS)
-        else:
-            place = fs.make_directories_in_root(root, target)
-            spare_proc(place)
-    finally:
-        os.close(root)
+    place = _directory(target)
+    if kind in (b"proc", b"sysfs"):
+        os.close(place)
+        place = fs.openat2(fs.AT_FDCWD, target, _ROOT_FLAGS, 0, fs.RESOLVE_IN_ROOT | fs.RESOLVE_NO_SYMLINKS)
+    else:
+        spare_proc(place)
     if kind == b"proc":
         _procs.append(os.fstat(made).st_dev)
     mount.move_mount(made, place)
@@ -207,10 +192,9 @@ def mount_cgroups(target: bytes, set_: int, trees: tuple[tuple[bytes, int], ...]
     made = mount.new_mount(b"tmpfs", ((b"mode", b"755"), *context(label)), set_ & ~mount.MOUNT_ATTR_RDONLY)
     mount.move_mount(made, place)
     os.close(place)
-    for name, tree in trees:
-        place = _directory(target + b"/" + name)
-        mount.move_mount(tree, place)
-        os.close(place)
+    for name, tree in trees:  # below the fresh tmpfs, where no path can lead elsewhere
+        os.mkdir(name, 0o755, dir_fd=made)
+        mount.move_mount(tree, made, name)
         os.close(tree)
     if set_ & mount.MOUNT_ATTR_RDONLY:
         mount.mount_setattr(made, set_=mount.MOUNT_ATTR_RDONLY)

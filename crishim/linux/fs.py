@@ -32,37 +32,43 @@ def openat2(dirfd: int, path: bytes, flags: int, mode: int = 0, resolve: int = R
 
 
 def make_directories_in_root(root: int, path: bytes, mode: int = 0o755) -> int:
-    """mkdir -p inside `root`; an O_PATH descriptor of the last directory, owned by the caller.
+    """mkdir -p inside `root`, a descriptor or AT_FDCWD; an O_PATH descriptor of the last directory, the caller's.
 
-    Existing components are followed with RESOLVE_IN_ROOT, new ones are made relative to their parent's descriptor, so
-    a symlink swapped in between ends inside the root (CVE-2024-45310). Raises ENOTDIR when a component is no directory.
+    What exists is followed with RESOLVE_IN_ROOT, in one call; what is missing is made relative to its parent's
+    descriptor, so a symlink swapped in between ends inside the root (CVE-2024-45310). Raises ENOTDIR when a component
+    is no directory, EINVAL for one that is "..".
     """
-    current = os.dup(root)
-    done = b""
+    parts = [part for part in path.split(b"/") if part not in (b"", b".")]
+    if b".." in parts:
+        raise OSError(errno.EINVAL, "path has a .. component", path)
+    whole = b"/" + b"/".join(parts)
+    flags = os.O_PATH | os.O_DIRECTORY
     try:
-        for part in path.split(b"/"):
-            if part in (b"", b"."):
-                continue
-            if part == b"..":
-                raise OSError(errno.EINVAL, "path has a .. component", path)
-            done += b"/" + part
-            flags = os.O_PATH | os.O_DIRECTORY
-            try:
-                entered = openat2(root, done, flags)
-            except FileNotFoundError:
-                try:
-                    os.mkdir(part, mode, dir_fd=current)
-                except FileExistsError:  # a dangling symlink: what it names is made, inside the root
-                    target = os.readlink(part, dir_fd=current)
-                    base = b"" if target.startswith(b"/") else os.path.dirname(done)
-                    os.close(make_directories_in_root(root, _squash(base + b"/" + target), mode))
-                entered = openat2(root, done, flags)
-            os.close(current)
-            current = entered
-        return current
-    except BaseException:
-        os.close(current)
-        raise
+        return openat2(root, whole, flags)
+    except FileNotFoundError:
+        if not parts:
+            raise
+    above, _, name = whole.rpartition(b"/")
+    parent = make_directories_in_root(root, above, mode)
+    try:
+        os.mkdir(name, mode, dir_fd=parent)
+    except FileExistsError:
+        _make_target_of_link(root, parent, above, name, mode)
+    finally:
+        os.close(parent)
+    return openat2(root, whole, flags)
+
+
+def _make_target_of_link(root: int, parent: int, above: bytes, name: bytes, mode: int) -> None:
+    """What a dangling symlink names is made, inside the root; nothing for a directory that somebody else made."""
+    try:
+        target = os.readlink(name, dir_fd=parent)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return
+    base = b"" if target.startswith(b"/") else above
+    os.close(make_directories_in_root(root, _squash(base + b"/" + target), mode))
 
 
 def _squash(path: bytes) -> bytes:

@@ -55,9 +55,12 @@ def open_tree(dirfd: int, path: bytes, flags: int) -> int:
     return call(_OPEN_TREE, dirfd, path, flags | os.O_CLOEXEC)
 
 
-def move_mount(tree: int, target: int) -> None:
-    """Attach the mount of descriptor `tree` on the object of descriptor `target`; no path is resolved."""
-    call(_MOVE_MOUNT, tree, b"", target, b"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+def move_mount(tree: int, target: int, name: bytes = b"") -> None:
+    """Attach the mount of descriptor `tree` on the object of descriptor `target`; no path is resolved.
+
+    name: on this entry of the directory `target` instead; only where nobody else can have put a link.
+    """
+    call(_MOVE_MOUNT, tree, b"", target, name, MOVE_MOUNT_F_EMPTY_PATH | (0 if name else MOVE_MOUNT_T_EMPTY_PATH))
 
 
 def mount_setattr(
