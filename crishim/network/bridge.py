@@ -24,10 +24,13 @@ from typing import TypeVar
 
 from crishim.errors import CrishimError, InvalidSpec, Unavailable
 from crishim.model.sandbox import PortMapping
-from crishim.network.bridge_kernel import BridgeKernel, BridgeNames, NotReady, port_name
+from crishim.network.bandwidth import bandwidth_of
+from crishim.network.bridge_kernel import BridgeKernel
 from crishim.network.deadline import deadline
 from crishim.network.door import Attachment, NetworkObject, NetworkResult, Readiness
 from crishim.network.host_ports import require_family, validated_ports
+from crishim.network.kernel_access import NotReady
+from crishim.network.names import BridgeNames, port_name, shaper_name
 from crishim.network.pool import AddressPool, Reservation, Subnet, gateway_of
 
 logger = logging.getLogger(__name__)
@@ -98,6 +101,7 @@ class BridgeNetwork:
 
     async def attach(self, attachment: Attachment, *, deadline_s: float) -> NetworkResult:
         ports = validated_ports(attachment.sandbox)
+        bandwidth_of(attachment.sandbox.annotations)  # told before anything is made
         # at the deadline the thread goes on, and a later detach waits its turn behind it
         async with deadline(deadline_s, f"the network of sandbox {attachment.sandbox_id} was not set up"):
             return await asyncio.wrap_future(self._submit_attach(attachment, ports))
@@ -224,8 +228,9 @@ class BridgeNetwork:
         )
 
     def _connect(self, reservation: Reservation, attachment: Attachment) -> str:
+        bandwidth = bandwidth_of(attachment.sandbox.annotations)
         try:
-            return self._kernel.connect(reservation, attachment.netns_fd, attachment.pod_netlink_fd)
+            return self._kernel.connect(reservation, bandwidth, attachment.netns_fd, attachment.pod_netlink_fd)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
                 raise
@@ -233,7 +238,7 @@ class BridgeNetwork:
             self._setup()
             if not self._readiness.ready:
                 raise Unavailable(self._readiness.message) from error
-            return self._kernel.connect(reservation, attachment.netns_fd, attachment.pod_netlink_fd)
+            return self._kernel.connect(reservation, bandwidth, attachment.netns_fd, attachment.pod_netlink_fd)
 
     def _undo(self, sandbox_id: str, error: BaseException) -> None:
         try:
@@ -289,10 +294,10 @@ class BridgeNetwork:
 
     def _survey(self) -> tuple[NetworkObject, ...]:
         held = self._opened().list()
-        owners = {port_name(each.sandbox_id): each.sandbox_id for each in held}
+        owners = {name(each.sandbox_id): each.sandbox_id for each in held for name in (port_name, shaper_name)}
         found = [NetworkObject("address", str(ip), each.sandbox_id) for each in held for ip in each.ips]
         try:
-            found += [NetworkObject("device", name, owners.get(name, "")) for name in self._kernel.ports()]
+            found += [NetworkObject("device", name, owners.get(name, "")) for name in self._kernel.devices()]
             found += [NetworkObject("rule", name) for name in self._kernel.unknown_rules(held)]
         except OSError as error:
             raise Unavailable(f"the pod network cannot be looked at: {error.strerror}") from error

@@ -40,7 +40,7 @@ _NEWSETELEM, _GETSETELEM, _DELSETELEM = 12, 13, 14
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 
 _LIST_ELEM = 1
-_VERDICT_DROP = 0
+_VERDICT_DROP, _VERDICT_ACCEPT = 0, 1
 _VERDICT_REGISTER = 0
 _SET_MAP = 0x8
 _FIB_ADDRTYPE, _FIB_DADDR, _RTN_LOCAL = 3, 2, 2
@@ -206,7 +206,16 @@ def dnat(family: int, address_register: int, port_register: int) -> bytes:
 
 
 def drop() -> bytes:
-    return _expression("immediate", be32(1, _VERDICT_REGISTER), nested(2, nested(2, be32(1, _VERDICT_DROP))))
+    return _verdict(_VERDICT_DROP)
+
+
+def accept() -> bytes:
+    """The rest of the chain does not look at the packet."""
+    return _verdict(_VERDICT_ACCEPT)
+
+
+def _verdict(code: int) -> bytes:
+    return _expression("immediate", be32(1, _VERDICT_REGISTER), nested(2, nested(2, be32(1, code))))
 
 
 # -- answers

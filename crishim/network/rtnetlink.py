@@ -31,6 +31,7 @@ LOOPBACK_INDEX = 1
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
 _RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
 _RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
+_RTM_NEWRULE, _RTM_DELRULE = 32, 33
 
 _IFF_UP = 0x1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
@@ -42,8 +43,11 @@ _IFLA_BRPORT_MODE = 4
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _IFA_F_NODAD = 0x02
 
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 1, 4, 5, 6
-_RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, _RTN_UNICAST = 254, 4, 0, 1
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
+_RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, _RTN_UNICAST, _RTN_LOCAL = 254, 4, 0, 1, 2
+_FRA_IIFNAME, _FRA_PRIORITY, _FRA_TABLE, _FR_ACT_TO_TBL = 3, 6, 15, 1
+#: priority of a rule; that of the main table is 32766
+_BEFORE_MAIN = 32765
 
 _LINK = struct.Struct("=BxHiII")
 #: IFLA_EXT_MASK with RTEXT_FILTER_SKIP_STATS: half of the answer is counters
@@ -54,7 +58,7 @@ _ROUTE = struct.Struct("=BBBBBBBBI")
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network device; `mac` is six bytes or empty, `master` the index of its bridge or 0."""
+    """A network device; `mac` is six bytes or empty, `master` the index of its bridge or 0, `group` 0 for most."""
 
     index: int
     name: str
@@ -62,6 +66,7 @@ class Link:
     mtu: int
     master: int
     up: bool
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,14 @@ def add_veth(name: str, *, master: int, mtu: int, peer: str, peer_mac: bytes, pe
     body = _LINK.pack(socket.AF_UNSPEC, 0, 0, _IFF_UP, _IFF_UP)
     body += text(_IFLA_IFNAME, name) + u32(_IFLA_MTU, mtu) + u32(_IFLA_MASTER, master) + nested(_IFLA_LINKINFO, kind)
     return Request(f"add veth {name}", _RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def add_ifb(name: str, *, mtu: int, group: int) -> Request:
+    """A device that is up and gives back what is sent through it. EOPNOTSUPP when the kernel has no ifb."""
+    body = _LINK.pack(socket.AF_UNSPEC, 0, 0, _IFF_UP, _IFF_UP)
+    body += text(_IFLA_IFNAME, name) + u32(_IFLA_MTU, mtu) + u32(_IFLA_GROUP, group)
+    body += nested(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "ifb"))
+    return Request(f"add ifb {name}", _RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
 def set_hairpin(name: str) -> Request:
@@ -168,6 +181,28 @@ def add_default_route(index: int, gateway: Address) -> Request:
     return Request(f"add default route by {gateway}", _RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
+def add_loopback_route(index: int, table: int) -> Request:
+    """In a table of its own: packets for ::1 that arrive by a device are for this node. EEXIST when it is there."""
+    body = _ROUTE.pack(socket.AF_INET6, 128, 0, 0, 0, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, _RTN_LOCAL, 0)
+    body += attribute(_RTA_DST, ipaddress.IPv6Address("::1").packed) + u32(_RTA_OIF, index) + u32(_RTA_TABLE, table)
+    return Request(f"add route to ::1 by link {index}", _RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def add_table_rule(device: str, table: int) -> Request:
+    """IPv6 packets that arrive by a device look into a table before the main one. EEXIST when it is there."""
+    return Request(f"add rule for {device}", _RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, _table_rule(device, table))
+
+
+def delete_table_rule(device: str, table: int) -> Request:
+    """ENOENT when it is not there."""
+    return Request(f"delete rule for {device}", _RTM_DELRULE, 0, _table_rule(device, table))
+
+
+def _table_rule(device: str, table: int) -> bytes:
+    body = _ROUTE.pack(socket.AF_INET6, 0, 0, 0, 0, 0, 0, _FR_ACT_TO_TBL, 0)
+    return body + text(_FRA_IIFNAME, device) + u32(_FRA_PRIORITY, _BEFORE_MAIN) + u32(_FRA_TABLE, table)
+
+
 def get_routes(family: int) -> Request:
     return Request("list routes", _RTM_GETROUTE, 0, _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
 
@@ -179,7 +214,8 @@ def parse_link(message: Message) -> Link:
     found = attributes(message.body[_LINK.size :])
     name = found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
     up = bool(flags & _IFF_UP)
-    return Link(index, name, found.get(_IFLA_ADDRESS, b""), _number(found, _IFLA_MTU), _number(found, _IFLA_MASTER), up)
+    mac, mtu, master = found.get(_IFLA_ADDRESS, b""), _number(found, _IFLA_MTU), _number(found, _IFLA_MASTER)
+    return Link(index, name, mac, mtu, master, up, _number(found, _IFLA_GROUP))
 
 
 def parse_address(message: Message) -> LinkAddress | None:

@@ -7,10 +7,11 @@ transaction whatever their number:
     portsN     protocol . port      -> address . port      host ports on every local address
     ports_atN  address . protocol . port -> address . port host ports on one address, asked first
 
-A reply to 127.0.0.1 or to a pod on the same bridge would not come back through the node, so packets that were
+A reply to 127.0.0.1, to ::1 or to a pod on the same bridge would not come back through the node, so packets that were
 redirected into the bridge from there are masqueraded too. `route_localnet`, which host ports on 127.0.0.1 need, lets
-the other side of a link reach the node's loopback (CVE-2020-8558), so packets for 127.0.0.0/8 from the bridge are
-dropped. Router advertisements between pods are dropped: a pod would take a neighbour's traffic (CVE-2020-10749).
+the other side of a link reach the node's loopback (CVE-2020-8558), so packets for 127.0.0.0/8 and ::1 from the bridge
+are dropped: they are looked at before a reply gets the loopback's address back. Router advertisements between pods are
+dropped: a pod would take a neighbour's traffic (CVE-2020-10749).
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ _ICMPV6, _ROUTER_ADVERTISEMENT = 58, 134
 _FAMILIES = {4: nft.FAMILY_IPV4, 6: nft.FAMILY_IPV6}
 _ADDRESS_TYPES = {4: nft.IPV4_ADDR, 6: nft.IPV6_ADDR}
 _UNSPECIFIED: tuple[Address, ...] = (ipaddress.IPv4Address(0), ipaddress.IPv6Address(0))
+_IS_LOOPBACK = {
+    4: (nft.mask(b"\xff\0\0\0"), nft.is_equal(b"\x7f\0\0\0")),
+    6: (nft.is_equal(ipaddress.IPv6Address("::1").packed),),
+}
 #: offsets of saddr and daddr in the IP header
 _SADDR, _DADDR = {4: 12, 6: 8}, {4: 16, 6: 24}
 
@@ -53,11 +58,15 @@ class PodRules:
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
-    """The tables of one instance. `versions` are the IP versions of its subnets, 4 or 6 or both."""
+    """The tables of one instance. `versions` are the IP versions of its subnets, 4 or 6 or both.
+
+    `loopback6`: host ports answer on ::1 too. Else ::1 is left alone, and a call is refused at once instead of waiting.
+    """
 
     table: str
     bridge: str
     versions: tuple[int, ...]
+    loopback6: bool = True
 
     def replace_all(self, pods: Iterable[PodRules]) -> list[Request]:
         """Everything anew in one transaction, so that no packet meets a missing rule. It also removes leftovers."""
@@ -147,13 +156,13 @@ class RuleSet:
             (_SRCNAT, (*is_version, *from_pod, *out_of_node, nft.masquerade())),
             (_SRCNAT, (*is_version, *into_bridge, *redirected, *from_pod, nft.masquerade())),
         ]
-        if version == 4:
-            from_loopback = (source, nft.mask(b"\xff\0\0\0"), nft.is_equal(b"\x7f\0\0\0"))
-            chains.append((_SRCNAT, (*is_version, *into_bridge, *redirected, *from_loopback, nft.masquerade())))
-            from_bridge = (nft.load_meta(nft.META_IIFNAME), nft.is_equal(nft.interface_name(self.bridge)))
-            target = nft.load_payload(nft.BASE_NETWORK, _DADDR[4], 4)
-            to_loopback = (target, nft.mask(b"\xff\0\0\0"), nft.is_equal(b"\x7f\0\0\0"))
-            chains.append((_GUARD, (*is_version, *from_bridge, *to_loopback, nft.drop())))
+        target = nft.load_payload(nft.BASE_NETWORK, _DADDR[version], _ADDRESS_TYPES[version].length)
+        is_loopback = _IS_LOOPBACK[version]
+        chains.append((_SRCNAT, (*is_version, *into_bridge, *redirected, source, *is_loopback, nft.masquerade())))
+        from_bridge = (nft.load_meta(nft.META_IIFNAME), nft.is_equal(nft.interface_name(self.bridge)))
+        chains.append((_GUARD, (*is_version, *from_bridge, target, *is_loopback, nft.drop())))
+        if version == 6 and not self.loopback6:
+            chains.append((_OUTPUT, (*is_version, target, *is_loopback, nft.accept())))
         for chain in (_DSTNAT, _OUTPUT):
             for at_address in (True, False):
                 redirect = self._redirect(version, at_address)

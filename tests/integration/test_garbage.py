@@ -21,7 +21,7 @@ from crishim.cgroups import effects
 from crishim.cgroups.hierarchy import detect
 from crishim.cgroups.planned import CgroupPlan
 from crishim.cri.client import messages as m
-from crishim.network.bridge_kernel import BridgeNames
+from crishim.network.names import BridgeNames
 from tests.support.faults import PATIENCE_S, cgroups, counter, monitor_of, pids_of, server_with_image
 from tests.support.server import NEEDS_SERVER, Server, pod_config, wait_until
 

@@ -6,21 +6,24 @@ import asyncio
 import json
 import os
 import socket
+import struct
 import subprocess
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crishim.errors import Unavailable
+from crishim.errors import InvalidSpec, Unavailable
 from crishim.model.sandbox import PortMapping, SandboxConfig
 from crishim.network import bridge, netlink_socket
 from crishim.network.bridge import BridgeNetwork, parse_subnets
-from crishim.network.bridge_kernel import BridgeKernel, BridgeNames, port_name
+from crishim.network.bridge_kernel import BridgeKernel
 from crishim.network.door import Attachment
+from crishim.network.names import BridgeNames, port_name, shaper_name
 from crishim.network.pool import AddressPool
 from tests.support.netns import Netns, in_new_netns
 
@@ -30,8 +33,9 @@ SUBNETS = ("10.88.0.0/16", "fd00:88::/64")
 WAIT_S = 5.0
 
 
-def _attachment(sandbox_id: str, pod: Netns, *ports: PortMapping) -> Attachment:
-    sandbox = SandboxConfig("pod", "uid", "ns", port_mappings=ports)
+def _attachment(sandbox_id: str, pod: Netns, *ports: PortMapping, **bandwidth: str) -> Attachment:
+    annotations = {f"kubernetes.io/{way}-bandwidth": rate for way, rate in bandwidth.items()}
+    sandbox = SandboxConfig("pod", "uid", "ns", port_mappings=ports, annotations=annotations)
     return Attachment(sandbox_id, sandbox, pod.path, pod.fd, pod.netlink.fileno())
 
 
@@ -237,6 +241,92 @@ def test_a_host_port_of_one_address_answers_there_alone(tmp_path: Path) -> None:
         _run("ip link delete outer")
 
     _bridge(tmp_path, scenario)
+
+
+def _let_the_bridge_call_ip6tables(value: str) -> None:
+    switch = Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables")
+    if switch.exists():  # br_netfilter is in this kernel
+        switch.write_text(value)
+    elif value == "1":
+        pytest.skip("br_netfilter is not loaded")
+
+
+@in_new_netns
+def test_a_host_port_answers_on_the_loopback_of_ipv6(tmp_path: Path) -> None:
+    async def scenario(network: BridgeNetwork) -> None:
+        _run("ip link set lo up")
+        with Netns() as pod:
+            ports = (PortMapping("tcp", 80, 8080), PortMapping("udp", 53, 5353, "::1"))
+            await network.attach(_attachment("a", pod, *ports), deadline_s=5)
+            with _server(pod, socket.AF_INET6, socket.SOCK_STREAM, 80) as server:
+                assert _peer_of_call(None, ("::1", 8080), server) == "fd00:88::1"
+            with _server(pod, socket.AF_INET6, socket.SOCK_DGRAM, 53) as server:
+                assert _peer_of_call(None, ("::1", 5353), server) == "fd00:88::1"
+            # what else is on ::1 goes on as if we were not there
+            with socket.create_server(("::1", 9), family=socket.AF_INET6) as other:
+                other.settimeout(WAIT_S)
+                assert _peer_of_call(None, ("::1", 9), other) == "::1"
+            await network.detach("a", None, deadline_s=5)
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("::1", 8080), WAIT_S).close()
+
+    _let_the_bridge_call_ip6tables("0")
+    _bridge(tmp_path, scenario)
+    assert "crishim" not in subprocess.run(("ip", "-6", "rule"), check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+@in_new_netns
+def test_where_bridged_packets_pass_ip6tables_a_call_to_the_loopback_is_refused_at_once(tmp_path: Path) -> None:
+    async def scenario(network: BridgeNetwork) -> None:
+        _run("ip link set lo up")
+        with Netns() as pod:
+            await network.attach(_attachment("a", pod, PortMapping("tcp", 80, 8080)), deadline_s=5)
+            with _server(pod, socket.AF_INET6, socket.SOCK_STREAM, 80) as server:
+                with pytest.raises(ConnectionRefusedError):
+                    socket.create_connection(("::1", 8080), WAIT_S).close()
+                assert _peer_of_call(None, ("fd00:88::1", 8080), server) == "fd00:88::1"
+
+    _let_the_bridge_call_ip6tables("1")
+    _bridge(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("switch", ["0", "1"])
+@in_new_netns
+def test_a_pod_cannot_reach_the_loopback_of_ipv6(tmp_path: Path, switch: str) -> None:
+    """A frame of the pod's own making: its kernel would not send to ::1 by a device."""
+
+    async def scenario(network: BridgeNetwork) -> None:
+        with Netns() as pod, socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as service:
+            _run("ip link set lo up")
+            service.bind(("::", 9))
+            service.settimeout(0.3)
+            await network.attach(_attachment("a", pod), deadline_s=5)
+            (bridge,) = _json("ip", "-j", "link", "show", "crishim0")
+            to = bytes.fromhex(bridge["address"].replace(":", ""))
+            pod.run(lambda: _send_frame(to, "::1"))
+            with pytest.raises(TimeoutError):
+                service.recv(1)
+            # the frame is right: to an address of the bridge it arrives
+            pod.run(lambda: _send_frame(to, "fd00:88::1"))
+            assert service.recv(1) == b"x"
+
+    _let_the_bridge_call_ip6tables(switch)
+    _bridge(tmp_path, scenario)
+
+
+def _send_frame(mac: bytes, target: str) -> None:
+    """One UDP datagram to port 9 in an Ethernet frame."""
+    source, to = socket.inet_pton(socket.AF_INET6, "fd00:88::2"), socket.inet_pton(socket.AF_INET6, target)
+    datagram = struct.pack(">HHHH", 9, 9, 9, 0) + b"x"
+    words = source + to + struct.pack(">II", len(datagram), socket.IPPROTO_UDP) + datagram + b"\0"
+    total = sum(struct.unpack(f">{len(words) // 2}H", words))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    datagram = datagram[:6] + struct.pack(">H", ~total & 0xFFFF) + datagram[8:]
+    header = struct.pack(">IHBB", 6 << 28, len(datagram), socket.IPPROTO_UDP, 64) + source + to
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x86DD)) as raw:
+        raw.bind(("eth0", 0))
+        raw.send(mac + raw.getsockname()[4] + b"\x86\xdd" + header + datagram)
 
 
 @in_new_netns
@@ -514,6 +604,97 @@ def test_rules_that_a_firewall_flushed_come_back_when_readiness_is_asked(
     _bridge(tmp_path, scenario)
 
 
+# -- bandwidth
+
+
+RATE = 16_000_000
+"""Bits per second: a megabyte takes half a second, and without a shape a millisecond."""
+
+
+def _seconds_for_a_megabyte(sender: Netns, address: tuple[str, int], receiver: Netns) -> float:
+    with _server(receiver, socket.AF_INET, socket.SOCK_STREAM, address[1]) as server:
+
+        def dial() -> socket.socket:
+            return socket.create_connection(address, WAIT_S)
+
+        with sender.run(dial) as caller, server.accept()[0] as connection:
+            connection.settimeout(30)
+            writer = threading.Thread(target=lambda: (caller.sendall(bytes(1 << 20)), caller.shutdown(socket.SHUT_WR)))
+            began = time.monotonic()
+            writer.start()
+            while connection.recv(1 << 16):
+                pass
+            writer.join()
+            return time.monotonic() - began
+
+
+@pytest.mark.parametrize("way", ["ingress", "egress"])
+@in_new_netns
+def test_a_pod_receives_and_sends_as_fast_as_its_annotations_say(tmp_path: Path, way: str) -> None:
+    async def scenario(network: BridgeNetwork) -> None:
+        with Netns() as shaped, Netns() as free:
+            rate = {way: f"{RATE // 1_000_000}M"}
+            own = (await network.attach(_attachment("a", shaped, **rate), deadline_s=5)).ips[0]
+            other = (await network.attach(_attachment("b", free), deadline_s=5)).ips[0]
+            received = _seconds_for_a_megabyte(free, (own, 80), shaped)
+            sent = _seconds_for_a_megabyte(shaped, (other, 80), free)
+            slow, fast = (received, sent) if way == "ingress" else (sent, received)
+            # less what the bucket holds at rest, a tenth of a second; a busy machine only makes it slower
+            assert 0.3 < slow < 5 and fast < slow / 2, (slow, fast)
+
+    _bridge(tmp_path, scenario)
+
+
+@in_new_netns
+def test_the_shape_of_a_pod_is_on_the_side_of_the_node_and_goes_with_the_pod(tmp_path: Path) -> None:
+    def shapes() -> dict[str, Any]:
+        return {each["dev"]: each["options"] for each in _json("tc", "-j", "qdisc") if each["kind"] == "tbf"}
+
+    async def scenario(network: BridgeNetwork) -> None:
+        with Netns() as pod, Netns() as other:
+            await network.attach(_attachment("a", pod, ingress="80M", egress="8M"), deadline_s=5)
+            await network.attach(_attachment("b", other), deadline_s=5)
+            port, shaper = port_name("a"), shaper_name("a")
+            assert {name: (each["rate"], each["burst"]) for name, each in shapes().items()} == {
+                port: (10_000_000, 1_000_000),
+                shaper: (1_000_000, 100_000),
+            }
+            assert {each["kind"] for each in pod.run(lambda: _json("tc", "-j", "qdisc"))} == {"noqueue"}
+            found = {each.name for each in await network.survey(deadline_s=5) if each.kind == "device"}
+            assert found == {port, shaper, port_name("b")}
+            await network.detach("a", None, deadline_s=5)
+            assert shapes() == {} and shaper not in _links()
+
+    _bridge(tmp_path, scenario)
+
+
+@in_new_netns
+def test_a_device_that_shaped_for_a_pod_nobody_knows_is_removed(tmp_path: Path) -> None:
+    async def scenario(network: BridgeNetwork) -> None:
+        with Netns() as pod:
+            await network.attach(_attachment("a", pod, egress="8M"), deadline_s=5)
+            with closing(AddressPool(tmp_path / "default.db")) as pool:
+                pool.release("a")
+            assert shaper_name("a") in {each.name for each in await network.survey(deadline_s=5)}
+            await network.reconcile((), deadline_s=5)
+            assert _links() == {"lo", "crishim0"}
+
+    _bridge(tmp_path, scenario)
+
+
+@in_new_netns
+def test_a_rate_that_is_none_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    async def scenario(network: BridgeNetwork) -> None:
+        with Netns() as pod:
+            with pytest.raises(
+                InvalidSpec, match=r"annotation kubernetes.io/egress-bandwidth: '2P' is not within 1k..1P"
+            ):
+                await network.attach(_attachment("a", pod, egress="2P"), deadline_s=5)
+            assert _links() == {"lo", "crishim0"} and await network.survey(deadline_s=5) == ()
+
+    _bridge(tmp_path, scenario)
+
+
 # -- crashes
 
 
@@ -553,8 +734,8 @@ def test_a_crash_at_any_exchange_with_the_kernel_leaves_nothing_after_reconcile(
     crashes = 0
     while _crash_and_recover(tmp_path, monkeypatch, operation, crashes + 1, after, port):
         crashes += 1
-    # rules, link with hairpin mode, and the pod's own configuration; or rules and link
-    assert crashes >= (3 if operation == "attach" else 2)
+    # rules, link with hairpin mode, four of its shape, and the pod's own configuration; or rules and two of links
+    assert crashes >= (7 if operation == "attach" else 3)
     assert _links() == {"lo"}
 
 
@@ -568,17 +749,18 @@ def _crash_and_recover(
         network = BridgeNetwork("default", SUBNETS, database)
         await network.open()
         if operation == "detach":
-            await network.attach(_attachment("dying", pod, port), deadline_s=5)
+            await network.attach(_attachment("dying", pod, port, ingress="1G", egress="1G"), deadline_s=5)
         await network.close()
         with monkeypatch.context() as patch:
-            patch.setattr("crishim.network.bridge_kernel.NetlinkSocket", DyingSocket)
+            for module in ("bridge_kernel", "kernel_access"):
+                patch.setattr(f"crishim.network.{module}.NetlinkSocket", DyingSocket)
             dying = BridgeNetwork("default", SUBNETS, database)
             DyingSocket.left, DyingSocket.after = 0, after
             await dying.open()
             DyingSocket.left = step
             try:
                 if operation == "attach":
-                    await dying.attach(_attachment("dying", pod, port), deadline_s=5)
+                    await dying.attach(_attachment("dying", pod, port, ingress="1G", egress="1G"), deadline_s=5)
                 else:
                     await dying.detach("dying", None, deadline_s=5)
                 return False
@@ -593,7 +775,7 @@ def _crash_and_recover(
         await network.open()
         if step % 2:
             # a retry of the same sandbox meets what is left of it
-            await network.attach(_attachment("dying", pod, port), deadline_s=5)
+            await network.attach(_attachment("dying", pod, port, ingress="1G", egress="1G"), deadline_s=5)
             await network.check("dying", pod.path, deadline_s=5)
         assert await network.reconcile((), deadline_s=5) == ()
         assert (_links(), _pods_in_rules(), _ports_in_rules()) == ({"lo", "crishim0"}, [], 0)

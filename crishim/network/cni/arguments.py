@@ -1,32 +1,24 @@
 """What the runtime tells plugins about a pod: CNI_ARGS and capability arguments. Pure.
 
-Sources: CNI conventions (portMappings, bandwidth, dns, ips, cgroupPath); the pod annotations are those of Kubernetes'
-network plugin documentation. Only plugins that declare a capability are given its argument.
+Source: CNI conventions (portMappings, bandwidth, dns, ips, cgroupPath). Only plugins that declare a capability are
+given its argument.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from crishim.errors import InvalidSpec
 from crishim.model.sandbox import SandboxConfig
+from crishim.network.bandwidth import bandwidth_of
 from crishim.network.cni.conf import PluginConf
 
-INGRESS_ANNOTATION = "kubernetes.io/ingress-bandwidth"
-EGRESS_ANNOTATION = "kubernetes.io/egress-bandwidth"
 IPS_ANNOTATION = "cni.crishim.io/ips"
 """Addresses that the pod asks for, comma separated. Only where the node's configuration declares `ips`."""
 
 _POD_ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
-#: the lengths keep a hostile annotation from being a number that takes long, or that int() refuses
-_QUANTITY = re.compile(r"([0-9]{1,30})(?:\.([0-9]{1,30}))?(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
-_SHOWN_CHARACTERS = 40
-_DECIMAL, _BINARY = "kMGTPE", "KMGTPE"
-#: what Kubernetes accepts, in bits per second
-_LEAST_RATE, _MOST_RATE = 1000, 10**15
 #: the token bucket of tc-tbf(8) counts bits in 32
 _MOST_BURST = 2**32 - 1
 
@@ -80,31 +72,12 @@ def runtime_config(plugin: PluginConf, arguments: Mapping[str, Any]) -> dict[str
     return {name: value for name, value in arguments.items() if name in plugin.capabilities}
 
 
-def parse_rate(text: str, field: str) -> int:
-    """Bits per second of a quantity such as "10M". InvalidSpec outside 1k..1P or when it is not one."""
-    text = text.strip()
-    shown = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
-    match = _QUANTITY.fullmatch(text)
-    if not match:
-        raise InvalidSpec(f"annotation {field}: {shown!r} is not a rate such as 10M")
-    whole, fraction, unit = match[1], match[2] or "", match[3] or ""
-    factor: int = 1
-    if unit.endswith("i"):
-        factor = 1024 ** (_BINARY.index(unit[0]) + 1)
-    elif unit:
-        factor = 1000 ** (_DECIMAL.index(unit) + 1)
-    rate = int(int(whole + fraction) * factor // 10 ** len(fraction))
-    if not _LEAST_RATE <= rate <= _MOST_RATE:
-        raise InvalidSpec(f"annotation {field}: {shown!r} is not within 1k..1P")
-    return rate
-
-
 def _bandwidth(annotations: Mapping[str, str]) -> dict[str, int]:
     """A burst is what one second of the rate carries."""
+    asked = bandwidth_of(annotations)
     found: dict[str, int] = {}
-    for name, annotation in (("ingress", INGRESS_ANNOTATION), ("egress", EGRESS_ANNOTATION)):
-        if annotation in annotations:
-            rate = parse_rate(annotations[annotation], annotation)
+    for name, rate in (("ingress", asked.ingress), ("egress", asked.egress)):
+        if rate is not None:
             found |= {f"{name}Rate": rate, f"{name}Burst": min(rate, _MOST_BURST)}
     return found
 

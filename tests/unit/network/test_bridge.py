@@ -13,9 +13,12 @@ import pytest
 from crishim.errors import AlreadyExists, InvalidSpec, TimedOut, Unavailable
 from crishim.model.sandbox import PortMapping, SandboxConfig
 from crishim.network import bridge
+from crishim.network.bandwidth import Bandwidth
 from crishim.network.bridge import BridgeNetwork, parse_subnets
-from crishim.network.bridge_kernel import BridgeKernel, BridgeNames, NotReady, mac_of, port_name
+from crishim.network.bridge_kernel import BridgeKernel
 from crishim.network.door import Attachment, NetworkObject, Readiness
+from crishim.network.kernel_access import NotReady
+from crishim.network.names import BridgeNames, mac_of, port_name, shaper_name
 from crishim.network.pool import Reservation, Subnet
 
 SANDBOX = SandboxConfig("pod", "uid", "ns")
@@ -39,7 +42,7 @@ class FakeKernel(BridgeKernel):
         self._note(f"ensure {','.join(map(str, subnets))} for {len(held)}")
         return ""
 
-    def connect(self, reservation: Reservation, netns_fd: int, pod_netlink_fd: int) -> str:
+    def connect(self, reservation: Reservation, bandwidth: Bandwidth, netns_fd: int, pod_netlink_fd: int) -> str:
         self._note(f"connect {reservation.sandbox_id}")
         return "02:00:00:00:00:01"
 
@@ -55,9 +58,9 @@ class FakeKernel(BridgeKernel):
 
     def close(self) -> None: ...
 
-    def ports(self) -> list[str]:
-        self._note("ports?")
-        return [port_name("a"), "crvffffffffffff"]
+    def devices(self) -> list[str]:
+        self._note("devices?")
+        return [port_name("a"), shaper_name("a"), "crvffffffffffff"]
 
     def unknown_rules(self, held: Sequence[Reservation]) -> list[str]:
         return [f"pods4 of nobody, {len(held)} known"]
@@ -233,6 +236,7 @@ def test_a_survey_tells_whose_each_thing_is_as_far_as_it_is_known(tmp_path: Path
         assert await network.survey(deadline_s=5) == (
             NetworkObject("address", "10.88.0.2", "a"),
             NetworkObject("device", port_name("a"), "a"),
+            NetworkObject("device", shaper_name("a"), "a"),
             NetworkObject("device", "crvffffffffffff"),
             NetworkObject("rule", "pods4 of nobody, 1 known"),
         )
@@ -283,11 +287,11 @@ class SlowKernel(FakeKernel):
     go_on: threading.Event = field(default_factory=threading.Event)
     files: list[tuple[int, int]] = field(default_factory=list)
 
-    def connect(self, reservation: Reservation, netns_fd: int, pod_netlink_fd: int) -> str:
+    def connect(self, reservation: Reservation, bandwidth: Bandwidth, netns_fd: int, pod_netlink_fd: int) -> str:
         self.begun.set()
         assert self.go_on.wait(30)
         self.files = [(os.fstat(each).st_dev, os.fstat(each).st_ino) for each in (netns_fd, pod_netlink_fd)]
-        return super().connect(reservation, netns_fd, pod_netlink_fd)
+        return super().connect(reservation, bandwidth, netns_fd, pod_netlink_fd)
 
 
 def _open_descriptors() -> set[str]:

@@ -6,7 +6,7 @@ import pytest
 
 from crishim.errors import InvalidSpec
 from crishim.model.sandbox import Dns, PortMapping, SandboxConfig
-from crishim.network.cni.arguments import capability_args, cni_args, parse_rate, runtime_config
+from crishim.network.cni.arguments import capability_args, cni_args, runtime_config
 from crishim.network.cni.conf import PluginConf
 
 SANDBOX = SandboxConfig("pod", "uid", "ns")
@@ -62,27 +62,6 @@ def test_a_pod_that_asks_for_nothing_has_no_arguments() -> None:
 def test_a_plugin_is_given_what_it_declares() -> None:
     plugin = PluginConf("portmap", {"capabilities": {"portMappings": True, "bandwidth": False}})
     assert runtime_config(plugin, {"portMappings": [1], "bandwidth": {}, "dns": {}}) == {"portMappings": [1]}
-
-
-@pytest.mark.parametrize(
-    ("text", "rate"),
-    [("1000", 1000), ("1k", 1000), ("1.5M", 1_500_000), ("1Ki", 1024), ("0.5Gi", 2**29), ("1P", 10**15)],
-)
-def test_rates_are_read_as_quantities(text: str, rate: int) -> None:
-    assert parse_rate(text, "a") == rate
-
-
-@pytest.mark.parametrize("text", ["", "10 M", "-1M", "1e6", "1Z", "999", "2P", "ten"])
-def test_what_is_no_rate_is_refused_with_its_text(text: str) -> None:
-    with pytest.raises(InvalidSpec, match="annotation a: "):
-        parse_rate(text, "a")
-
-
-@pytest.mark.parametrize("text", ["1" * 5000, "0." + "1" * 5000 + "Ei", "١" * 4])
-def test_a_hostile_rate_is_refused_in_a_short_sentence(text: str) -> None:
-    with pytest.raises(InvalidSpec) as refused:
-        parse_rate(text, "a")
-    assert len(str(refused.value)) < 200
 
 
 def test_an_address_that_is_none_is_refused() -> None:
