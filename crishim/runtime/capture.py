@@ -18,13 +18,37 @@ _F_SETPIPE_SZ = 1031
 _FULL_BYTES = 1 << 16
 
 
-class Capture:
-    """Owns both ends of both pipes until `hand_over` and `close`."""
+#: every capture keeps this much, however little is left for all
+SURE_BYTES = 64 << 10
+
+
+class Budget:
+    """What all captures of a server may keep at one time, beyond `SURE_BYTES` of each."""
 
     def __init__(self, limit_bytes: int) -> None:
-        """limit_bytes: of both streams together."""
         self._left = limit_bytes
-        self._parts: dict[int, list[bytes]] = {1: [], 2: []}
+
+    def take(self, count: int) -> int:
+        """At most `count` bytes; what is granted is given back by `release`."""
+        granted = min(count, self._left)
+        self._left -= granted
+        return granted
+
+    def release(self, count: int) -> None:
+        """Give back what `take` granted."""
+        self._left += count
+
+
+class Capture:
+    """Owns both ends of both pipes until `hand_over` and `close`, and its part of the budget until `close`."""
+
+    def __init__(self, limit_bytes: int, budget: Budget) -> None:
+        """limit_bytes: of both streams together; many at once may have to do with less."""
+        self._left = limit_bytes
+        self._budget = budget
+        self._taken = 0
+        # not lists of what was read: a process that writes byte by byte would make a list of millions
+        self._kept = {1: bytearray(), 2: bytearray()}
         self._loop = asyncio.get_running_loop()
         #: reading ends that are open, by stream
         self._open: dict[int, int] = {}
@@ -57,13 +81,16 @@ class Capture:
 
     def output(self, stream: int) -> bytes:
         """What was kept of stream 1 or 2."""
-        return b"".join(self._parts[stream])
+        return bytes(self._kept[stream])
 
     def close(self) -> None:
         """Let go of all that is open."""
         self.hand_over()
         for stream in list(self._open):
             self._end(stream)
+        self._kept = {1: bytearray(), 2: bytearray()}
+        self._budget.release(self._taken)
+        self._taken = 0
 
     def _readable(self, stream: int) -> None:
         fd = self._open[stream]
@@ -79,10 +106,16 @@ class Capture:
         if len(data) == _FULL_BYTES:
             with suppress(OSError):  # the user's share of pipe pages is used up
                 fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_BYTES)
-        kept = data[: self._left]
-        if kept:
-            self._parts[stream].append(kept)
-            self._left -= len(kept)
+        wanted = min(len(data), self._left)
+        if not wanted:
+            return
+        sure = max(0, SURE_BYTES - len(self._kept[1]) - len(self._kept[2]))
+        granted = self._budget.take(wanted - sure) if wanted > sure else 0
+        self._taken += granted
+        self._left -= wanted
+        if granted < wanted - sure:
+            wanted, self._left = sure + granted, 0  # nothing more is kept: what is, has no gap
+        self._kept[stream] += data[:wanted]
 
     def _end(self, stream: int) -> None:
         fd = self._open.pop(stream)

@@ -16,7 +16,7 @@ from crishim.errors import Exhausted, StartFailed, TimedOut, Unavailable, WrongS
 from crishim.executor.client import ExecSpec
 from crishim.model.events import Sender
 from crishim.model.exec import ExecResult
-from crishim.runtime.capture import DRAIN_S, Capture
+from crishim.runtime.capture import DRAIN_S, Budget, Capture
 from crishim.runtime.executor import ExecProcess, Executor
 from crishim.runtime.helper import Helper
 from crishim.runtime.live import Live, LiveContainer
@@ -32,6 +32,8 @@ from crishim.store.store import Store
 logger = logging.getLogger(__name__)
 
 _MAX_LEAVES = 4096
+#: outputs of full length that are kept at one time
+_OUTPUTS = 8
 _KILL_ROUNDS = 50
 
 
@@ -56,6 +58,8 @@ class Execs:
         self._helper = helper
         self._observer = observer
         self._count = 0
+        #: a kubelet uses 10 KiB of a probe's output: a pod of many probes must not fill the memory of all
+        self._budget = Budget(_OUTPUTS * settings.exec_output_bytes)
 
     async def exec_sync(self, container_id: str, args: tuple[str, ...], timeout_s: int) -> ExecResult:
         """Output and exit code. timeout_s 0 waits for ever; TimedOut after every process of the exec is dead.
@@ -76,7 +80,7 @@ class Execs:
     ) -> ExecResult:
         began = time.monotonic()
         outcome = "failed"
-        capture = Capture(self._settings.exec_output_bytes)
+        capture = Capture(self._settings.exec_output_bytes, self._budget)
         try:
             async with Leaf(self._executor, self._helper, self._observer, container) as leaf:
                 reached("exec.leaf")

@@ -37,6 +37,8 @@ CREATION_S = 30.0
 #: connections that have not been upgraded yet
 _MAX_HANDSHAKES = 512
 _TLS_SHUTDOWN_S = 2.0
+#: such a connection is not counted yet
+_TLS_HANDSHAKE_S = 10.0
 _REQUESTS: dict[Purpose, type[SessionRequest]] = {
     Purpose.EXEC: ExecRequest,
     Purpose.ATTACH: AttachRequest,
@@ -80,7 +82,8 @@ class StreamingServer:
         self._server: asyncio.Server | None = None
         self._stopping = asyncio.Event()
         self._links: set[Link] = set()
-        self._handshakes = 0
+        #: connections whose request has not come, the oldest first
+        self._shaking: dict[Link, None] = {}
         self._quiet = asyncio.Event()
         self._quiet.set()
 
@@ -100,6 +103,7 @@ class StreamingServer:
             port,
             limit=READ_BYTES,
             ssl=self._tls,
+            ssl_handshake_timeout=_TLS_HANDSHAKE_S if self._tls else None,
             ssl_shutdown_timeout=_TLS_SHUTDOWN_S if self._tls else None,
         )
         bound = self._server.sockets[0].getsockname()
@@ -124,9 +128,14 @@ class StreamingServer:
         await server.wait_closed()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._handshakes >= _MAX_HANDSHAKES or self._stopping.is_set():
+        if self._stopping.is_set():
             writer.transport.abort()
             return
+        if len(self._shaking) >= _MAX_HANDSHAKES:
+            # the oldest gives way: a kubelet asks at once, and who only holds connections must not shut it out
+            oldest = next(iter(self._shaking))
+            del self._shaking[oldest]
+            oldest.abort()
         link = Link(reader, writer, self._idle_s)
         self._links.add(link)
         self._quiet.clear()
@@ -142,14 +151,14 @@ class StreamingServer:
                 self._quiet.set()
 
     async def _serve(self, link: Link) -> None:
-        self._handshakes += 1
+        self._shaking[link] = None
         try:
             async with asyncio.timeout(self._creation_s):
                 found = await self._shake_hands(link)
         except TimeoutError:
             return
         finally:
-            self._handshakes -= 1
+            self._shaking.pop(link, None)
         if found is None:
             return
         request, switch = found

@@ -6,11 +6,12 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
 from crishim.model.session import AttachRequest, ExecRequest
-from tests.support.streaming import DEADLINE_S, ExecClient, serving
+from tests.support.streaming import DEADLINE_S, ExecClient, exit_code, serving
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
@@ -70,3 +71,54 @@ def test_t37_500_dropped_clients_leave_descriptors_threads_and_processes_flat(ki
             await test()
 
     asyncio.run(bounded())
+
+
+def test_t54_who_only_holds_connections_shuts_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod on the host's network opens as many connections as the server waits for, and sends its requests so slowly
+    that they never end. Nobody else can begin a session then.
+
+    Defence: the oldest of those gives way to a new one; a kubelet sends its request at once.
+    """
+    monkeypatch.setattr("crishim.streaming.server._MAX_HANDSHAKES", 20)
+
+    async def test() -> None:
+        async with serving() as (machine, server):
+            host, port = str(machine.base_url).removeprefix("http://").split(":")
+            held = [await asyncio.open_connection(host, int(port)) for _ in range(100)]
+            for _, writer in held:
+                writer.write(b"GET /exec/")
+            await until(lambda: server.sessions <= 20, "the end of the oldest")
+            client = await ExecClient.connect(machine.url(ExecRequest("c", ("echo", "served"))), "stdout", "stderr")
+            assert exit_code(await client.status()) == 0
+            for _, writer in held:
+                writer.transport.abort()
+
+    asyncio.run(asyncio.wait_for(test(), 4 * DEADLINE_S))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /exec/x HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: y\r\n" % number for number in range(100_000)),
+        b"GET /exec/x HTTP/1.1\r\nX: " + b"y" * 1_000_000,
+        b"GET /exec/" + b"x" * 1_000_000,
+        b"POST /exec/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"ffff\r\n" + b"x" * 1_000_000,
+        b"\x16\x03\x01" + bytes(100_000),
+    ],
+    ids=["headers", "header", "path", "body", "tls"],
+)
+def test_t54_a_request_that_does_not_end_costs_no_memory(head: bytes) -> None:
+    """The same with much instead of slowly. Defence: a head of more than 16 KiB is refused, and no body is read."""
+
+    async def test() -> None:
+        async with serving() as (machine, server):
+            host, port = str(machine.base_url).removeprefix("http://").split(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(head)
+            with suppress(ConnectionError):
+                answer = await reader.read()
+                assert answer.startswith(b"HTTP/1.1 4"), answer[:100]
+            writer.transport.abort()
+            await until(lambda: server.sessions == 0, "the end of the connection")
+
+    asyncio.run(asyncio.wait_for(test(), 4 * DEADLINE_S))
