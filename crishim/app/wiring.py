@@ -16,6 +16,7 @@ from crishim.app.doors import open_metrics, open_streaming
 from crishim.app.following import Followers
 from crishim.app.image_store import open_image_store
 from crishim.app.metrics import Metrics
+from crishim.app.netns_directory import share_netns_directory
 from crishim.app.newer import read_specs
 from crishim.app.reload import Reload
 from crishim.app.settings import settings_of
@@ -119,6 +120,8 @@ class Server:
         self._settings.no_user_namespaces = await why_no_user_namespaces(
             self._executor, self._settings.root_dir, self._settings.state_dir
         )
+        if self._config.network.mode == "cni":
+            share_netns_directory()
         await self._network.open()
         await self._use_cases.recovery.run(self._found, self._specs)
         followers = Followers(self._listing, self._events, self._use_cases.collector, self._use_cases.layers)
