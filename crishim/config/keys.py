@@ -47,6 +47,7 @@ HANDLER_CHECKS: Mapping[str, Check] = MappingProxyType(
     {
         "capabilities": list_of(matching(_CAPABILITY, 'a capability like "CAP_CHOWN"')),
         "seccomp_profile": relative_path,
+        "seccomp_notify": boolean,
         "unset_seccomp_profile": one_of("unconfined", "runtime/default"),
         "apparmor_profile": a_line,
         "no_new_privileges": boolean,

@@ -33,6 +33,8 @@ CONSOLE = 2
 READY = 3
 #: the hooks of a place are due: the child goes on when it is answered
 HOOKS = 4
+#: the filter is loaded, and the code is the number of its listener's descriptor: answered when that was fetched
+LISTENER = 5
 
 _TIOCGPTPEER = 0x5441
 _TIOCSPTLCK = 0x40045431
@@ -280,6 +282,19 @@ def enter_cwd(path: bytes) -> None:
 def load_seccomp(program: bytes) -> None:
     """Load the compiled filter."""
     process.load_seccomp(program)
+
+
+def load_flagged_seccomp(program: bytes, flags: int) -> None:
+    """Load the compiled filter with flags; the descriptor of a new listener is fetched by who reads the reports."""
+    listener = process.load_seccomp(program, flags)
+    if flags & process.SECCOMP_FILTER_FLAG_NEW_LISTENER:
+        os.write(_report, REPORT.pack(LISTENER, 0, listener))
+        if not os.read(_report, 1):
+            raise OSError(errno.EPIPE, "nobody answers")
+        try:
+            os.close(listener)  # or calls would wait for us, when the listener dies before execve(2)
+        except OSError:
+            pass  # the filter forbids it, and execve(2) will do it
 
 
 def set_capabilities(bounding: int, effective: int, permitted: int, inheritable: int, ambient: int) -> None:

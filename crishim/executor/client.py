@@ -21,9 +21,10 @@ from crishim.cgroups import effects
 from crishim.cgroups.hierarchy import Hierarchy, detect
 from crishim.cgroups.sub_cgroups import sub_cgroups, task_files
 from crishim.errors import InvalidSpec, NotFound, StartFailed, TimedOut, Unavailable
-from crishim.executor import launch, tables, value, wire
+from crishim.executor import launch, listener, tables, value, wire
 from crishim.executor.connection import Connection, first_message, reap, reap_later
 from crishim.executor.hook_values import check_hooks, hooks_cgroup, hooks_value
+from crishim.executor.listener_values import listener_value
 from crishim.executor.probe import NodeFacts, probe
 from crishim.executor.remote import ExecProcess, Monitor, read_exit_record
 from crishim.executor.requests import ExecExit, ExecSpec, MonitoredContainer, PodSpec, StartedContainer
@@ -48,6 +49,10 @@ __all__ = [
 
 #: the role that runs hooks after the end of a container; `app` gives it to the zygote
 POSTSTOP_ROLE = "poststop"
+#: the executor's own role, which every zygote has: it hands the seccomp listener of an exec over
+LISTENER_ROLE = "listener"
+#: connecting and sending have bounds of their own, this is one for what has none
+_LISTENER_S = 30.0
 #: hooks have bounds of their own, this is one for all of them
 _POSTSTOP_S = 300.0
 #: a zygote that lived this long was well
@@ -89,7 +94,8 @@ class Executor:
         Raises Unavailable when it does not come up (not root, no cgroups).
         """
         hierarchy = detect()
-        executor = cls(hierarchy, probe(), launch.arguments(hierarchy.to_value(), cgroup, dict(roles)))
+        known = {LISTENER_ROLE: "crishim.executor.listener:run_role", **roles}
+        executor = cls(hierarchy, probe(), launch.arguments(hierarchy.to_value(), cgroup, known))
         executor._place = place
         executor._spawn()
         return executor
@@ -311,6 +317,9 @@ class Executor:
                 report,
             )
             started.body, started.namespaces = body, flags
+            if spec.process.seccomp_listener is not None:
+                reports.close()  # it is the process's alone now, or its end would not be seen
+                await self._hand_listener_over(spec, started)
             return started
         except BaseException:
             report.close()
@@ -319,6 +328,26 @@ class Executor:
             reports.close()
             if cgroup >= 0:
                 os.close(cgroup)
+
+    async def _hand_listener_over(self, spec: ExecSpec, started: ExecProcess) -> None:
+        """The listener gets its descriptor, and the exec reaches execve(2); or it is killed, and StartFailed tells."""
+        told = listener_value(spec.process, spec.container_id, spec.bundle, spec.annotations)
+        assert told is not None
+
+        async def send(number: int) -> None:
+            text = listener.state(told, b"running", _pid_of(spec.init_pidfd), started.pid)
+            request = {"path": told["path"], "take_s": told["take_s"], "text": text, "number": number}
+            try:
+                await self.run_role(LISTENER_ROLE, request, [started.pidfd], timeout_s=_LISTENER_S)
+            except (InvalidSpec, TimedOut) as error:
+                raise StartFailed(str(error)) from None
+
+        try:
+            await started.hand_over(send, told["limit_s"], listener.unanswered(told))  # type: ignore[arg-type]
+        except BaseException:
+            started.send_signal(signal.SIGKILL)
+            started.close()
+            raise
 
     async def run_role(
         self, role: str, request: Mapping[str, object], fds: Sequence[int] = (), timeout_s: float = 60.0
@@ -382,6 +411,11 @@ class Executor:
             self._connection.close()
             await reap(self._pid)
         os.close(self._interpreter)
+
+
+def _pid_of(pidfd: int) -> int:
+    with open(f"/proc/self/fdinfo/{pidfd}") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("Pid:"))
 
 
 def _kill_exec(answer: wire.Message) -> None:

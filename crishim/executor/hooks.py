@@ -12,12 +12,13 @@ import fcntl
 import os
 import select
 import time
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
+from _socket import AF_UNIX, MSG_NOSIGNAL, MSG_PEEK, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
 
 from crishim.cgroups import effects
 from crishim.cgroups.planned import CgroupPlan
 from crishim.executor import child, plan, sentences, userns
 from crishim.executor.execs import clone_into
+from crishim.executor.listener import Courier
 from crishim.executor.lower import lower
 from crishim.executor.prepare import StepFailed
 from crishim.linux import process
@@ -122,6 +123,7 @@ class Hooks:
                         os.close(fd)
                 written = -1
                 reports.close()
+                self._hand_listener_over(container, pid, own, pidfd, report)
                 self._await_inside(own, pidfd, output, report, steps, what, hook[3] or LIMIT_S)
             except OSError as error:
                 raise StepFailed(f"{what}: {os.strerror(error.errno or 0).lower()}") from None
@@ -134,6 +136,27 @@ class Hooks:
                 for fd in (state, output, written):
                     if fd >= 0:
                         os.close(fd)
+
+    def _hand_listener_over(
+        self, container: dict[str, object], init: int, pid: int, pidfd: int, report: socket
+    ) -> None:
+        """Of a hook's own filter, which is the container's; whether it gets that far is told by who awaits it."""
+        listener = container.get("listener")
+        if listener is None:
+            return
+        while data := report.recv(4096, MSG_PEEK):
+            kind, _, number = child.REPORT.unpack_from(data)
+            if kind == child.FAILED:
+                return
+            report.recv(4096)
+            if kind == child.LISTENER:
+                courier = Courier(listener, self.home)  # type: ignore[arg-type]
+                try:
+                    courier.hand_over(b"created", init, pid, pidfd, number)
+                finally:
+                    courier.end()
+                report.send(b"1", MSG_NOSIGNAL)
+                return
 
     def end(self) -> None:
         """Kill what hooks have left running, and remove their cgroup."""

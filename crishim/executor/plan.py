@@ -255,7 +255,7 @@ def finish_steps(
     if process["cwd"] and process["cwd"] != b"/":
         steps.append(("enter_cwd_as_root", process["cwd"]))
     if seccomp and not nnp:
-        steps.append(("load_seccomp", seccomp))  # loading without no_new_privs needs CAP_SYS_ADMIN
+        steps.append(_filter_step(process))  # loading without no_new_privs needs CAP_SYS_ADMIN
     if capabilities is not None:
         assert isinstance(capabilities, list)
         steps.append(("drop_bounding", capabilities[0]))
@@ -269,9 +269,14 @@ def finish_steps(
         steps.append(("await_hooks", 1))
     steps.append(("announce",))
     if seccomp and nnp:
-        steps.append(("load_seccomp", seccomp))
+        steps.append(_filter_step(process))
     steps.append(("execute", tuple(process["args"]), dict(_environment(process["env"]))))  # type: ignore[arg-type]
     return steps
+
+
+def _filter_step(process: dict[str, object]) -> Step:
+    flags = process.get("seccomp_flags")  # a server of an earlier version does not say it
+    return ("load_flagged_seccomp", process["seccomp"], flags) if flags else ("load_seccomp", process["seccomp"])
 
 
 def _environment(entries: list[bytes]) -> list[tuple[bytes, bytes]]:

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import os
 import signal
-from _socket import MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
-from collections.abc import Callable, Mapping, Sequence
+from _socket import MSG_CMSG_CLOEXEC, MSG_NOSIGNAL, SCM_RIGHTS, SOL_SOCKET, socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from crishim.errors import StartFailed, Unavailable
 from crishim.executor import child, plan, records, sentences, value, wire
 from crishim.executor.connection import Connection, until_readable
 from crishim.executor.hook_values import hooks_cgroup, hooks_value
+from crishim.executor.listener_values import listener_value
 from crishim.executor.requests import ExecExit, MonitoredContainer, StartedContainer
 from crishim.model.exit import ExitRecord
 from crishim.model.process import ContainerSpec
@@ -38,19 +39,52 @@ class ExecProcess:
         #: what the plan was made from, to tell which of its steps failed
         self.body: dict[str, object] = {}
         self.namespaces = 0
+        #: a pty master that came before somebody asked for it
+        self._console = -1
 
     async def console(self) -> int:
         """The pty master of an exec with `terminal`; the caller owns it. StartFailed when it came to nothing."""
-        while True:
-            await until_readable(self._report.fileno())
-            data, ancillary, _, _ = self._report.recvmsg(4096, 64, MSG_CMSG_CLOEXEC)
-            for level, kind, content in ancillary:
-                if level == SOL_SOCKET and kind == SCM_RIGHTS:
-                    return int.from_bytes(content[:4], "little")
-            if not data:
+        while self._console < 0:
+            kind, _ = await self._next_report()
+            if not kind:
                 raise StartFailed("the process ended before it had a terminal")
-            if child.REPORT.unpack_from(data)[0] == child.FAILED:
-                raise StartFailed(self._describe(data))
+        master, self._console = self._console, -1
+        return master
+
+    async def _next_report(self) -> tuple[int, int]:
+        """(kind, code) of the next report, a pty master is kept; kind 0: there are no more. StartFailed tells one."""
+        await until_readable(self._report.fileno())
+        data, ancillary, _, _ = self._report.recvmsg(4096, 64, MSG_CMSG_CLOEXEC)
+        for level, kind, content in ancillary:
+            if level == SOL_SOCKET and kind == SCM_RIGHTS:
+                self._console = int.from_bytes(content[:4], "little")
+        if not data:
+            return 0, 0
+        told, _, code = child.REPORT.unpack_from(data)
+        if told == child.FAILED:
+            raise StartFailed(self._describe(data))
+        return told, code
+
+    async def hand_over(self, send: Callable[[int], Awaitable[None]], limit_s: float, unanswered: str) -> None:
+        """Wait until the exec has loaded a filter with a listener and reached execve(2); its end is fine too.
+
+        send: gives the listener its descriptor, which has the number given in the process. StartFailed when that fails,
+        and with the text `unanswered` when the process needs longer than `limit_s` from then on.
+        """
+        kind, number = await self._next_report()
+        while kind not in (0, child.LISTENER):
+            kind, number = await self._next_report()
+        if not kind:
+            return
+        await send(number)
+        with suppress(BrokenPipeError):
+            self._report.send(b"1", MSG_NOSIGNAL)
+        try:
+            async with asyncio.timeout(limit_s):
+                while (await self._next_report())[0]:
+                    pass
+        except TimeoutError:
+            raise StartFailed(unanswered) from None
 
     async def wait(self) -> ExecExit:
         """How it ended. StartFailed when it never reached execve(2); Unavailable when the zygote died."""
@@ -85,7 +119,9 @@ class ExecProcess:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self._report.close()
-            self.pidfd = -1
+            if self._console >= 0:
+                os.close(self._console)
+            self.pidfd = self._console = -1
 
 
 class Monitor:
@@ -156,6 +192,7 @@ class Monitor:
         container = value.container_value(spec, self._hierarchy)
         container["pid_namespace"] = pid_target and pid_target.encode()
         container["hooks"] = hooks_value(spec, hooks_cgroup(self._home, spec.id))
+        container["listener"] = listener_value(spec.process, spec.id, spec.bundle, spec.annotations)
         standard = zip((b"stdin", b"stdout", b"stderr"), stdio, strict=False)
         named = [(name, fd) for name, fd in standard if fd is not None]
         log = spec.process.log_fd if container["process"]["log"] else None  # type: ignore[index]

@@ -65,7 +65,8 @@ class ExecSpec:
     init_pidfd: of the container's init; namespaces: those that the container does not share with us; cgroup_path: the
     container's cgroup; leaf: "exec.0", a leaf of it that the caller made, or "" for the container's own cgroup or what
     the process asks for below it (`sub_cgroup_paths`).
-    stdin, stdout, stderr: descriptors, None is the container's /dev/null.
+    stdin, stdout, stderr: descriptors, None is the container's /dev/null. bundle, annotations: of the container, for a
+    seccomp listener.
     """
 
     container_id: str
@@ -77,6 +78,8 @@ class ExecSpec:
     stdin: int | None = None
     stdout: int | None = None
     stderr: int | None = None
+    bundle: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ _SENTENCES = {
     "open_console": "opening the console",
     "set_capabilities": "setting the capabilities",
     "load_seccomp": "loading the seccomp filter",
+    "load_flagged_seccomp": "loading the seccomp filter",
     "write_sysctls": "writing a sysctl",
     "set_no_new_privileges": "setting no_new_privs",
 }

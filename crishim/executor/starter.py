@@ -29,6 +29,7 @@ from crishim.executor import birth, child, hook_runner, plan, prepare, sentences
 from crishim.executor.birth import Started
 from crishim.executor.hook_runner import HookRunner
 from crishim.executor.hooks import Hooks
+from crishim.executor.listener import Courier
 from crishim.executor.prepare import Opened, StepFailed
 from crishim.linux import fs
 
@@ -78,6 +79,8 @@ def _start(monitor: Monitor, container: dict[str, object], given: list[int], sta
     times.append(time.monotonic_ns())
     _open_sources(monitor, container, opened)
     hooks = _open_hooks(monitor, container, opened)
+    listener = container.get("listener")  # a server of an earlier version does not say it
+    courier = None if listener is None else Courier(listener, monitor.home)  # type: ignore[arg-type]
     _open_stdio(container, given, opened, started, _owner(monitor, container))
     steps = plan.init_steps(container, opened.by_role)
     times.append(time.monotonic_ns())
@@ -86,7 +89,9 @@ def _start(monitor: Monitor, container: dict[str, object], given: list[int], sta
     reports.close()
     opened.close_but(b"console", b"pidfd")
     times.append(time.monotonic_ns())
-    _await_report(started, steps, report, opened.by_role, hooks)
+    _await_report(started, steps, report, opened.by_role, hooks, courier)
+    if courier is not None:
+        courier.end()
     if hooks is not None:
         hooks.run(hook_runner.AFTER_EXECUTE, started.pid, started.pidfd)
         hooks.end()
@@ -223,11 +228,19 @@ def _await_report(
     report: socket,
     roles: dict[bytes, int],
     hooks: HookRunner | None,
+    courier: Courier | None,
 ) -> None:
-    """Until the child reached execve(2) (end of file) or told what failed; runs hooks when it stands still for them."""
+    """Until the child reached execve(2) (end of file) or told what failed.
+
+    When it stands still, hooks are run or its seccomp listener is handed over.
+    """
     ready = False
     while True:
-        data, ancillary, _, _ = report.recvmsg(4096, 64, MSG_CMSG_CLOEXEC)
+        try:
+            data, ancillary, _, _ = report.recvmsg(4096, 64, MSG_CMSG_CLOEXEC)
+        except TimeoutError:
+            assert courier is not None
+            raise StepFailed(courier.unanswered()) from None
         for level, kind, content in ancillary:
             if level == SOL_SOCKET and kind == SCM_RIGHTS:
                 _take_console(started, int.from_bytes(content[:4], "little"), roles)
@@ -240,6 +253,11 @@ def _await_report(
         if kind == child.HOOKS:
             assert hooks is not None
             hooks.run(index, started.pid, started.pidfd)
+            report.send(b"1", MSG_NOSIGNAL)
+        if kind == child.LISTENER:
+            assert courier is not None
+            courier.hand_over(b"creating", started.pid, started.pid, started.pidfd, code)
+            report.settimeout(courier.limit_s)
             report.send(b"1", MSG_NOSIGNAL)
         if kind == child.FAILED:
             raise StepFailed(sentences.describe(steps[index], code, data[child.REPORT.size :]))

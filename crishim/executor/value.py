@@ -13,6 +13,7 @@ from crishim.cgroups.hierarchy import Hierarchy
 from crishim.cgroups.plan import plan as cgroup_plan
 from crishim.errors import InvalidSpec
 from crishim.executor import tables
+from crishim.executor.listener_values import seccomp_flags
 from crishim.linux import selinux
 from crishim.model.process import (
     PROC_FILES,
@@ -165,6 +166,7 @@ def process_value(process: ProcessSpec) -> dict[str, object]:
         # never ours: the zygote's is as low as it may be, and a child would inherit it
         "oom_score_adj": process.oom_score_adj or 0,
         "seccomp": process.seccomp,
+        "seccomp_flags": seccomp_flags(process),
     }
 
 

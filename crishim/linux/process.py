@@ -27,7 +27,6 @@ PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
-PR_SET_SECCOMP = 22
 PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
@@ -35,7 +34,9 @@ PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
-SECCOMP_MODE_FILTER = 2
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
+
+_SECCOMP_SET_MODE_FILTER = 1
 
 SIGCHLD = 17
 
@@ -47,6 +48,8 @@ _PRCTL = number("prctl")
 _CAPSET = number("capset")
 _CAPGET = number("capget")
 _GETCWD = number("getcwd")
+_PIDFD_GETFD = number("pidfd_getfd")
+_SECCOMP = number("seccomp")
 _CLOSE_RANGE = number("close_range")
 _IOPRIO_SET = number("ioprio_set")
 _SCHED_SETATTR = number("sched_setattr")
@@ -100,14 +103,20 @@ def set_name(name: bytes) -> None:
     call(_PRCTL, PR_SET_NAME, name, 0, 0, 0)
 
 
-def load_seccomp(program: bytes) -> None:
+def load_seccomp(program: bytes, flags: int = 0) -> int:
     """Load a compiled filter (array of struct sock_filter) for the calling thread.
 
+    Gives the descriptor of its listener, close-on-exec, with SECCOMP_FILTER_FLAG_NEW_LISTENER, and 0 without.
     Needs no_new_privs or CAP_SYS_ADMIN (EACCES). Source: seccomp(2), struct sock_fprog.
     """
     filters = ctypes.create_string_buffer(program, len(program))
     fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(filters))
-    call(_PRCTL, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, fprog, 0, 0)
+    return call(_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, fprog)
+
+
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """A copy of a descriptor of another process, close-on-exec. Needs the right to trace it (EPERM), Linux 5.6."""
+    return call(_PIDFD_GETFD, pidfd, number, 0)
 
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:

@@ -57,6 +57,7 @@ _EVERYWHERE = {
     "clone3": 435,
     "close_range": 436,
     "openat2": 437,
+    "pidfd_getfd": 438,
     "mount_setattr": 442,
     "fchmodat2": 452,
 }

@@ -16,6 +16,8 @@ class Handler:
     capabilities: tuple[str, ...] | None = None
     #: seccomp profile of RuntimeDefault: a path below the profile directory, "" for the one that is built in
     seccomp_profile: str = ""
+    #: a profile may leave system calls to a listener on the node (OCI's listenerPath)
+    seccomp_notify: bool = False
     #: what a container has that names no seccomp profile: "unconfined" or "runtime/default"
     unset_seccomp_profile: str = "unconfined"
     #: AppArmor profile of RuntimeDefault and of containers that name none; "" leaves it to the node

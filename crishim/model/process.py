@@ -15,6 +15,9 @@ from crishim.model.hook import Hooks
 from crishim.model.id_mapping import IdMapping
 from crishim.model.resources import Resources
 
+#: sun_path of unix(7) without the terminating zero
+_SOCKET_NAME_BYTES = 107
+
 
 @dataclass(frozen=True, slots=True)
 class User:
@@ -93,6 +96,34 @@ class MemoryPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class SeccompListener:
+    """Who answers the calls that a filter leaves to it (SECCOMP_RET_USER_NOTIF): OCI's listenerPath, listenerMetadata.
+
+    path: of a unix stream socket of the host, absolute, or "@" and the name of an abstract one.
+    """
+
+    path: str
+    metadata: str = ""
+
+    def fault(self) -> str:
+        """Why the path cannot be that of a socket; "" when it can."""
+        if not self.path.startswith(("/", "@")) or self.path == "@" or "\0" in self.path:
+            return "is neither an absolute path nor @ and a name"
+        if len(self.path.encode("utf-8", "surrogateescape")) > _SOCKET_NAME_BYTES:
+            return f"is longer than {_SOCKET_NAME_BYTES} bytes, which is what a socket's name may have"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class SeccompFilter:
+    """A compiled profile: what goes into the fields `seccomp`, `seccomp_flags` and `seccomp_listener` of a process."""
+
+    program: bytes
+    flags: tuple[str, ...] = ()
+    listener: SeccompListener | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessSpec:
     """One process to run; libcontainer's `Process` field by field (`docs/process.md`)."""
 
@@ -135,6 +166,9 @@ class ProcessSpec:
     oom_score_adj: int | None = None
     #: compiled BPF (`spec/seccomp`), array of struct sock_filter
     seccomp: bytes | None = None
+    #: "SECCOMP_FILTER_FLAG_LOG", _SPEC_ALLOW, _WAIT_KILLABLE_RECV (which only matters with a listener; Linux 5.19)
+    seccomp_flags: tuple[str, ...] = ()
+    seccomp_listener: SeccompListener | None = None
 
 
 class NamespaceKind(enum.Enum):

@@ -166,6 +166,8 @@ class Container:
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
+            bundle=self._bundle,
+            annotations=self.spec.annotations,
         )
         check_exec(process.spec)
         started = await running_engine().executor.exec(spec)

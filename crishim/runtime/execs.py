@@ -121,6 +121,8 @@ class Execs:
             namespaces=exec_namespaces(record.config, sandbox),
             stdout=capture.stdout,
             stderr=capture.stderr,
+            bundle=container.spec.bundle,
+            annotations=container.spec.annotations,
         )
         process = await self._executor.exec(spec)
         capture.hand_over()

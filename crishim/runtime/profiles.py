@@ -7,6 +7,7 @@ import os
 import stat
 
 from crishim.errors import InvalidSpec
+from crishim.model.process import SeccompFilter
 from crishim.runtime.settings import Settings
 from crishim.spec.seccomp import compile_oci
 
@@ -19,11 +20,11 @@ class SeccompProfiles:
     def __init__(self, settings: Settings) -> None:
         """The directory of the settings belongs to the node's administrator, as all that is in it."""
         self._settings = settings
-        #: (path, bounding set) to (mtime ns, size, inode) and the program
-        self._known: dict[tuple[str, frozenset[str]], tuple[tuple[int, int, int], bytes]] = {}
+        #: (path, bounding set) to (mtime ns, size, inode) and the filter
+        self._known: dict[tuple[str, frozenset[str]], tuple[tuple[int, int, int], SeccompFilter]] = {}
 
-    def compiled(self, path: str, capabilities: frozenset[str]) -> bytes:
-        """BPF of the profile at a path, relative to the directory or below it, for a container with this bounding set.
+    def compiled(self, path: str, capabilities: frozenset[str]) -> SeccompFilter:
+        """The filter of a container with this bounding set; path: of the profile, in the directory or relative to it.
 
         InvalidSpec names the path when it is missing, not understood or, also by a link, outside of the directory.
         """
@@ -49,11 +50,11 @@ class SeccompProfiles:
                 text = file.read(_LIMIT_BYTES)
         finally:
             os.close(fd)
-        program = self._compile(where, text, capabilities)
-        self._known[path, capabilities] = (version, program)
-        return program
+        found = self._compile(where, text, capabilities)
+        self._known[path, capabilities] = (version, found)
+        return found
 
-    def _compile(self, where: str, text: bytes, capabilities: frozenset[str]) -> bytes:
+    def _compile(self, where: str, text: bytes, capabilities: frozenset[str]) -> SeccompFilter:
         try:
             profile = json.loads(text)
         except (ValueError, RecursionError):

@@ -7,6 +7,7 @@ child or a thread.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from crishim.cgroups.plan import plan as cgroup_plan
 from crishim.errors import InvalidSpec, TimedOut
@@ -14,11 +15,11 @@ from crishim.images.store import ImageStore
 from crishim.model.container import ContainerConfig, ContainerSecurity
 from crishim.model.handler import Handler
 from crishim.model.image import Image
-from crishim.model.process import ContainerSpec, RootFs
+from crishim.model.process import ContainerSpec, RootFs, SeccompFilter
 from crishim.model.sandbox import Sandbox
 from crishim.runtime.apparmor import AppArmorProfiles
 from crishim.runtime.devices import host_devices
-from crishim.runtime.edits import Edits
+from crishim.runtime.edits import Edits, annotations_of
 from crishim.runtime.executor import Executor
 from crishim.runtime.helper import Helper
 from crishim.runtime.places import Places
@@ -31,7 +32,7 @@ from crishim.runtime.volumes import Volumes
 from crishim.spec.capabilities import capability_sets, default_of
 from crishim.spec.container import Surroundings, all_devices, container_spec
 from crishim.spec.facts import HostDevice, PodFiles
-from crishim.spec.process import localhost_profile
+from crishim.spec.process import check_listener, localhost_profile
 
 #: name of the role that looks at host paths; `app.py` gives it to the zygote
 SOURCES_ROLE = "sources"
@@ -100,6 +101,8 @@ class Translation:
             await self._helper.run(self._apparmor.require, spec.process.apparmor_profile)
         if self._edits.concern(config, sandbox):
             spec = await self._helper.run(self._edits.added_to, spec, config, sandbox)
+        if spec.process.seccomp_listener is not None:
+            spec = replace(spec, annotations=annotations_of(config, sandbox))
         if spec.hooks:
             spec = await self._helper.run(self._places.make_bundle, sandbox.id, spec)
         cgroup = spec.cgroup
@@ -111,12 +114,14 @@ class Translation:
             return ()
         return await self._helper.run(host_devices, config, whole_dev, self._settings.device_owner_is_user)
 
-    async def _localhost_filter(self, security: ContainerSecurity, handler: Handler) -> bytes | None:
+    async def _localhost_filter(self, security: ContainerSecurity, handler: Handler) -> SeccompFilter | None:
         path = localhost_profile(security, handler)
         if path is None:
             return None
         bounding = capability_sets(security, self._settings.node.capabilities, default_of(handler)).bounding
-        return await self._helper.run(self._profiles.compiled, path, bounding)
+        found = await self._helper.run(self._profiles.compiled, path, bounding)
+        check_listener(path, found, handler)
+        return found
 
     async def _check_sources(self, config: ContainerConfig) -> None:
         """A source that leads nowhere is told now; a missing one is made at the start, or refused by configuration.

@@ -19,6 +19,7 @@ from crishim.model.process import (
     NamespaceKind,
     Rlimit,
     RootFs,
+    SeccompFilter,
 )
 from crishim.model.sandbox import NamespaceMode, NamespaceOptions, Sandbox
 from crishim.spec.annotated import rlimits_of, umask_of
@@ -52,7 +53,7 @@ class Surroundings:
     rootfs: RootFs
     #: `config.devices` resolved on the host; every device of the host for a privileged container
     devices: tuple[HostDevice, ...] = ()
-    localhost_filter: bytes | None = None
+    localhost_filter: SeccompFilter | None = None
     make_missing_sources: bool = True
     #: of every container's processes; the runtime handler and the pod's annotations change them
     rlimits: tuple[Rlimit, ...] = ()

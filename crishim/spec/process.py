@@ -14,7 +14,7 @@ from crishim.errors import InvalidSpec
 from crishim.model.container import ContainerConfig, ContainerSecurity, ContainerUser
 from crishim.model.handler import PLAIN, Handler
 from crishim.model.image import ImageConfig
-from crishim.model.process import ProcessSpec, User
+from crishim.model.process import ProcessSpec, SeccompFilter, User
 from crishim.model.sandbox import ProfileType, SecurityProfile
 from crishim.spec.apparmor import apparmor_profile
 from crishim.spec.capabilities import capability_sets, default_of
@@ -119,6 +119,15 @@ def localhost_profile(security: ContainerSecurity, handler: Handler = PLAIN) -> 
     return path
 
 
+def check_listener(path: str, found: SeccompFilter, handler: Handler) -> None:
+    """InvalidSpec when the profile at `path` leaves calls to a listener and the runtime handler does not let it."""
+    if found.listener is not None and not handler.seccomp_notify:
+        raise InvalidSpec(
+            f"linux.security_context.seccomp.localhost_ref: {path!r}: its listenerPath {found.listener.path!r} needs a"
+            " runtime handler with seccomp_notify"
+        )
+
+
 def container_process(
     config: ContainerConfig,
     image: ImageConfig,
@@ -126,7 +135,7 @@ def container_process(
     users: Users,
     node: NodeAbilities,
     hostname: str,
-    localhost_filter: bytes | None,
+    localhost_filter: SeccompFilter | None,
     handler: Handler = PLAIN,
 ) -> ProcessSpec:
     """The init process. `localhost_filter` is the compiled profile that `localhost_profile` names.
@@ -138,6 +147,7 @@ def container_process(
     security = config.security
     who, home = user(security, image, users)
     capabilities = capability_sets(security, node.capabilities, default_of(handler))
+    found = _filter(security, capabilities.bounding, node, localhost_filter, handler)
     return ProcessSpec(
         args=arguments(config, image),
         env=environment(config, image, hostname, home, handler.env),
@@ -149,7 +159,9 @@ def container_process(
         terminal=config.tty,
         init=True,
         oom_score_adj=_oom_score_adj(config, handler),
-        seccomp=_filter(security, capabilities.bounding, node, localhost_filter, handler),
+        seccomp=None if found is None else found.program,
+        seccomp_flags=() if found is None else found.flags,
+        seccomp_listener=None if found is None else found.listener,
     )
 
 
@@ -180,12 +192,12 @@ def _filter(
     security: ContainerSecurity,
     bounding: frozenset[str],
     node: NodeAbilities,
-    localhost: bytes | None,
+    localhost: SeccompFilter | None,
     handler: Handler,
-) -> bytes | None:
+) -> SeccompFilter | None:
     profile = seccomp_profile(security, handler)
     if security.privileged or profile is None or profile.type is ProfileType.UNCONFINED:
         return None
     if profile.type is ProfileType.LOCALHOST or handler.seccomp_profile:
         return localhost
-    return runtime_default(bounding, node.kernel, node.machine)
+    return SeccompFilter(runtime_default(bounding, node.kernel, node.machine))

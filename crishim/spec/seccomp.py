@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from crishim.errors import InvalidSpec
+from crishim.model.process import SeccompFilter
+from crishim.spec.seccomp_notify import flags_of, listener_of
 from crishim.spec.seccomp_profile import (
     ENOSYS,
     ERRNO,
@@ -120,7 +122,7 @@ def compile_oci(
     capabilities: frozenset[str] = frozenset(),
     kernel: tuple[int, int] | None = None,
     machine: str | None = None,
-) -> bytes:
+) -> SeccompFilter:
     """The filter of a profile in OCI's JSON, decoded; kernel and machine are this node's when not given.
 
     Raises InvalidSpec naming the field at fault.
@@ -130,7 +132,8 @@ def compile_oci(
     if kernel is None:
         major, minor = uname.release.split(".")[:2]
         kernel = int(major), int("".join(digit for digit in minor if digit.isdigit()))
-    return compile(from_oci(profile, capabilities, kernel, machine), arch=machine)
+    rules = from_oci(profile, capabilities, kernel, machine)
+    return SeccompFilter(compile(rules, arch=machine), flags_of(profile, kernel), listener_of(profile, rules))
 
 
 #: first number of a range, and the rules of all numbers in it in order of trial

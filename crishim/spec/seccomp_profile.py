@@ -18,6 +18,7 @@ from crishim.errors import InvalidSpec, Unsupported
 EPERM, ENOSYS = 1, 38
 KILL_PROCESS = 0x80000000
 ERRNO = 0x00050000
+NOTIFY = 0x7FC00000
 ALLOW = 0x7FFF0000
 X32_BIT = 1 << 30
 
@@ -29,6 +30,7 @@ _ACTIONS = {
     "SCMP_ACT_ERRNO": ERRNO,
     "SCMP_ACT_TRACE": 0x7FF00000,
     "SCMP_ACT_LOG": 0x7FFC0000,
+    "SCMP_ACT_NOTIFY": NOTIFY,
     "SCMP_ACT_ALLOW": ALLOW,
 }
 _WITH_ERRNO = ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE")
@@ -44,8 +46,6 @@ _OCI_ARCHITECTURES = {
 }
 #: as `includes.arches` of a profile calls them
 _GO_NAMES = {"x86_64": ("amd64", "x86_64"), "aarch64": ("arm64", "aarch64")}
-#: flags that change nothing for a filter loaded by a process about to execve(2)
-_FLAGS = frozenset(f"SECCOMP_FILTER_FLAG_{name}" for name in ("TSYNC", "LOG", "SPEC_ALLOW"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +142,9 @@ def from_oci(
     known = architectures_of(machine)
     listed = {_OCI_ARCHITECTURES.get(name) for name in _listed_architectures(profile, machine)}
     architectures = tuple(name for name in known if name in listed or name == known[0])
-    for flag in _strings(profile, "flags", ""):
-        if flag not in _FLAGS:
-            raise InvalidSpec(f"seccomp: flags: {flag!r} is not supported")
-    if profile.get("listenerPath"):
-        raise InvalidSpec("seccomp: listenerPath is not supported")
     default = _action(profile, "defaultAction", "defaultErrnoRet", "")
+    if default == NOTIFY:
+        raise InvalidSpec("seccomp: defaultAction: SCMP_ACT_NOTIFY would leave the calls of the set-up to a listener")
     rules: list[Rule] = []
     for index, entry in enumerate(_list(profile, "syscalls", "")):
         where = f"syscalls[{index}]."
@@ -217,6 +214,9 @@ def _rules_of(entry: Mapping[str, object], where: str) -> list[Rule]:
     if not names:
         raise InvalidSpec(f"seccomp: {where}names is empty")
     action = _action(entry, "action", "errnoRet", where)
+    if action == NOTIFY and "write" in names:
+        # as libcontainer has it: the process tells by a write that it has a listener
+        raise InvalidSpec(f"seccomp: {where}names: 'write' cannot be SCMP_ACT_NOTIFY: nobody would have its listener")
     conditions = [_condition(arg, f"{where}args[{i}]") for i, arg in enumerate(_list(entry, "args", where))]
     if len({condition.index for condition in conditions}) < len(conditions):
         return [Rule(tuple(names), action, (condition,)) for condition in conditions]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 EXPECTED: tuple[tuple[str, str, str], ...] = (
+    (r"^tests/(integration|e2e)/", r"this host has no cgroup v1", "a hybrid host shows it"),
     (r"^tests/(integration|e2e)/", r"this host has no pure cgroup v2", "the hybrid host proves v2 on its unified tree"),
     (r"^tests/(integration|e2e)/", r"cgroup v1 .*(hugetlb|net_cls|perf_event)", "controllers some kernels lack"),
     (r"^tests/integration/test_faults", r"/dev/fuse cannot be opened", "a container may lack the device"),

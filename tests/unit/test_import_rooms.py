@@ -23,6 +23,7 @@ IN_DOOR_ROOM = frozenset(
         "executor.client",
         "executor.connection",
         "executor.hook_values",
+        "executor.listener_values",
         "executor.probe",
         "executor.remote",
         "executor.requests",

@@ -128,6 +128,8 @@ class ExecSessions:
                     stdin=pipes.theirs.get(0),
                     stdout=pipes.theirs.get(STDOUT),
                     stderr=pipes.theirs.get(STDERR),
+                    bundle=container.spec.bundle,
+                    annotations=container.spec.annotations,
                 )
             )
             if not request.tty:

@@ -65,7 +65,7 @@ def test_a_controller_of_v1_is_below_alone(pod: Pod) -> None:
     hierarchy = pod.node.hierarchy
     v1 = [name for name, tree in hierarchy.controllers.items() if tree != hierarchy.mount]
     if not v1:
-        pytest.skip("this node has cgroup v2 alone")
+        pytest.skip("this host has no cgroup v1")
     container = pod.start(program(*IDLE))
     make_below(container, "below")
     own, below = container.spec.cgroup.path, container.spec.cgroup.path + "/below"
@@ -108,7 +108,7 @@ def test_what_cannot_be_honoured_is_refused_before_anything_is_cloned(
 def nested(pod: Pod) -> Container:
     """A container whose init moved below its cgroup, as an init system does, and handed controllers there."""
     if pod.node.hierarchy.mode != "v2":
-        pytest.skip("controllers forbid processes beside cgroups on a node with cgroup v2 alone")
+        pytest.skip("this host has no pure cgroup v2, where controllers forbid processes beside cgroups")
     container = pod.start(program(*IDLE))
     make_below(container, "init.scope", "other")
     directory = os.fsdecode(pod.node.hierarchy.mount) + container.spec.cgroup.path
@@ -148,7 +148,7 @@ def v1_pod(busybox_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     found = detect()
     controllers = {name: tree for name, tree in found.controllers.items() if tree != found.mount}
     if "freezer" not in controllers:
-        pytest.skip("this node has no v1 freezer")
+        pytest.skip("this host has no cgroup v1 with a freezer")
     monkeypatch.setattr(client, "detect", lambda: Hierarchy("v1", b"", controllers))
     node = Node(f"/crishim-v1-test-{os.getpid()}")
     pod = Pod(node, busybox_root, tmp_path, "v1", PodSpec())

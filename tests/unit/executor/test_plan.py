@@ -19,6 +19,7 @@ from crishim.model.process import (
     NamespaceKind,
     ProcessSpec,
     Propagation,
+    SeccompListener,
     User,
 )
 from tests.unit.executor.values import CONTAINER, OPENED, PROCESS, container_value
@@ -343,6 +344,15 @@ def test_a_child_waits_for_the_last_hooks_right_before_it_is_executed() -> None:
     assert "enter_root" in names(steps)
     at = steps.index(("await_hooks", 1))
     assert names(steps)[at + 1 :] == ["announce", "load_seccomp", "execute"]
+
+
+@pytest.mark.parametrize("nnp", [True, False])
+def test_a_filter_with_flags_is_loaded_where_a_plain_one_is(nnp: bool) -> None:
+    listener = {"seccomp_listener": SeccompListener("@agent"), "seccomp_flags": ("SECCOMP_FILTER_FLAG_LOG",)}
+    plain, flagged = (init_of(no_new_privileges=nnp, **changes) for changes in ({}, listener))
+    at = names(plain).index("load_seccomp")
+    assert flagged[at] == ("load_flagged_seccomp", b"program", 2 | 8)
+    assert flagged[:at] + flagged[at + 1 :] == plain[:at] + plain[at + 1 :]
 
 
 def test_a_child_without_hooks_waits_for_nobody() -> None:

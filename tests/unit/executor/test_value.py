@@ -19,6 +19,7 @@ from crishim.model.process import (
     Rlimit,
     RootFs,
     Scheduler,
+    SeccompListener,
 )
 from tests.unit.executor.values import CONTAINER, PROCESS, V2
 
@@ -45,6 +46,15 @@ from tests.unit.executor.values import CONTAINER, PROCESS, V2
         ({"memory_policy": MemoryPolicy("MPOL_BIND", "0", ("X",))}, "memory_policy.flags: 'X' is not a flag"),
         ({"personality": "BSD"}, "personality: 'BSD' is neither LINUX nor LINUX32"),
         ({"label": "a\0"}, "label: "),
+        ({"seccomp_flags": ("X",)}, "seccomp_flags: 'X' is not a flag of a filter"),
+        ({"seccomp_listener": SeccompListener("agent")}, "seccomp_listener.path: 'agent' is neither an absolute path"),
+        ({"seccomp_listener": SeccompListener("@")}, "seccomp_listener.path: '@' is neither an absolute path"),
+        ({"seccomp_listener": SeccompListener("/a\0b")}, "seccomp_listener.path: "),
+        ({"seccomp_listener": SeccompListener("/" + "a" * 107)}, "seccomp_listener.path: .* is longer than 107 bytes"),
+        (
+            {"seccomp_listener": SeccompListener("/a"), "seccomp": None},
+            "seccomp_flags and seccomp_listener: there is no",
+        ),
     ],
 )
 def test_a_process_field_that_cannot_be_honoured(change: dict[str, Any], message: str) -> None:

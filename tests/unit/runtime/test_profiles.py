@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from crishim.errors import InvalidSpec
+from crishim.model.process import SeccompFilter
 from crishim.runtime.profiles import SeccompProfiles
 from crishim.runtime.settings import Settings
 from crishim.spec.facts import NodeAbilities
@@ -24,7 +25,7 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "profiles"
 
 
-def compiled(directory: Path, path: str) -> bytes:
+def compiled(directory: Path, path: str) -> SeccompFilter:
     return SeccompProfiles(Settings(NODE, "/s", "/r", "/c", "n", seccomp_profile_dir=str(directory))).compiled(
         path, frozenset()
     )

@@ -12,7 +12,7 @@ from crishim.images.users import UserDatabase
 from crishim.model.container import CapabilityChange, ContainerConfig, ContainerSecurity
 from crishim.model.handler import PLAIN, Handler
 from crishim.model.image import ImageConfig
-from crishim.model.process import ContainerSpec, DeviceRule, Rlimit, RootFs
+from crishim.model.process import ContainerSpec, DeviceRule, Rlimit, RootFs, SeccompFilter, SeccompListener
 from crishim.model.resources import Resources
 from crishim.model.sandbox import (
     NamespaceMode,
@@ -28,7 +28,7 @@ from crishim.spec.annotated import rlimits_of, umask_of
 from crishim.spec.capabilities import DEFAULT, KNOWN
 from crishim.spec.container import Surroundings, container_spec
 from crishim.spec.facts import NodeAbilities, PodFiles
-from crishim.spec.process import localhost_profile
+from crishim.spec.process import check_listener, localhost_profile
 from crishim.spec.sandbox import NETWORK_DEFAULTS, sandbox_plan
 from crishim.spec.seccomp import runtime_default
 
@@ -43,7 +43,7 @@ def translated(
     resources: Resources = Resources(),  # noqa: B008
     annotations: dict[str, str] | None = None,
     image_env: tuple[str, ...] = (),
-    localhost_filter: bytes | None = None,
+    localhost_filter: SeccompFilter | None = None,
 ) -> ContainerSpec:
     sandbox = Sandbox(
         id="s" * 64,
@@ -102,9 +102,17 @@ def test_runtime_default_is_the_file_of_the_handler() -> None:
     handler = Handler(seccomp_profile="our.json")
     security = ContainerSecurity(seccomp=SecurityProfile())
     assert localhost_profile(security, handler) == "our.json" and localhost_profile(security) is None
-    assert translated(handler, security, localhost_filter=b"compiled").process.seccomp == b"compiled"
+    assert translated(handler, security, localhost_filter=SeccompFilter(b"compiled")).process.seccomp == b"compiled"
     assert localhost_profile(ContainerSecurity(), handler) is None
     assert localhost_profile(replace(security, privileged=True), handler) is None
+
+
+def test_a_listener_needs_a_handler_that_lets_it() -> None:
+    notifying = SeccompFilter(b"p", listener=SeccompListener("/run/agent.sock"))
+    with pytest.raises(InvalidSpec, match=r"'p\.json': its listenerPath '/run/agent\.sock' needs a runtime handler"):
+        check_listener("p.json", notifying, PLAIN)
+    check_listener("p.json", notifying, Handler(seccomp_notify=True))
+    check_listener("p.json", SeccompFilter(b"p"), PLAIN)
 
 
 def test_the_apparmor_profile_of_the_handler_is_the_default_one() -> None:

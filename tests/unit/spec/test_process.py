@@ -12,7 +12,7 @@ from crishim.errors import CrishimError, InvalidSpec
 from crishim.images.users import UserDatabase
 from crishim.model.container import CapabilityChange, ContainerConfig, ContainerSecurity
 from crishim.model.image import ImageConfig
-from crishim.model.process import ProcessSpec, User
+from crishim.model.process import ProcessSpec, SeccompFilter, SeccompListener, User
 from crishim.model.sandbox import ProfileType, SecurityProfile
 from crishim.spec import process
 from crishim.spec.capabilities import DEFAULT, KNOWN, capability_sets
@@ -30,7 +30,7 @@ CONFIG = ContainerConfig(name="main", image="image")
 
 def spec(config: ContainerConfig = CONFIG, image: ImageConfig = IMAGE, node: NodeAbilities = NODE) -> ProcessSpec:
     return process.container_process(
-        config, image, users=USERS, node=node, hostname="pod", localhost_filter=b"localhost"
+        config, image, users=USERS, node=node, hostname="pod", localhost_filter=SeccompFilter(b"localhost")
     )
 
 
@@ -135,6 +135,22 @@ def test_the_filter_is_chosen_by_the_profile() -> None:
     assert spec(secured(seccomp=SecurityProfile(ProfileType.UNCONFINED))).seccomp is None
     assert spec(secured(seccomp=SecurityProfile(ProfileType.LOCALHOST, "x"))).seccomp == b"localhost"
     assert spec(secured(seccomp=SecurityProfile(), privileged=True)).seccomp is None
+
+
+def test_flags_and_listener_of_a_localhost_profile_come_along() -> None:
+    config = secured(seccomp=SecurityProfile(ProfileType.LOCALHOST, "x"))
+    listener = SeccompListener("/run/agent.sock")
+    found = process.container_process(
+        config,
+        IMAGE,
+        users=USERS,
+        node=NODE,
+        hostname="pod",
+        localhost_filter=SeccompFilter(b"p", ("SECCOMP_FILTER_FLAG_LOG",), listener),
+    )
+    assert (found.seccomp_flags, found.seccomp_listener) == (("SECCOMP_FILTER_FLAG_LOG",), listener)
+    assert process.exec_process(found, ("sh",)).seccomp_listener == listener
+    assert spec(config).seccomp_listener is None
 
 
 def test_a_localhost_profile_loses_its_prefix_and_may_not_climb() -> None:

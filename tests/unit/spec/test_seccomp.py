@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crishim.errors import InvalidSpec, Unsupported
+from crishim.model.process import SeccompFilter, SeccompListener
 from crishim.spec import seccomp
 from crishim.spec.seccomp_profile import (
     ALLOW,
     ERRNO,
     KILL_PROCESS,
+    NOTIFY,
     X32_BIT,
     Condition,
     Profile,
@@ -225,6 +227,7 @@ def test_a_machine_without_table_is_unsupported() -> None:
         seccomp.runtime_default(frozenset(), KERNEL, "riscv64")
 
 
+NOTIFIED = {"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}
 OCI: dict[str, object] = {
     "defaultAction": "SCMP_ACT_ERRNO",
     "architectures": ["SCMP_ARCH_X86_64"],
@@ -232,8 +235,12 @@ OCI: dict[str, object] = {
 }
 
 
+def oci_filter(kernel: tuple[int, int] = KERNEL, **changes: object) -> SeccompFilter:
+    return seccomp.compile_oci(OCI | changes, kernel=kernel, machine="x86_64", capabilities=frozenset({"CAP_CHOWN"}))
+
+
 def oci(**changes: object) -> bytes:
-    return seccomp.compile_oci(OCI | changes, kernel=KERNEL, machine="x86_64", capabilities=frozenset({"CAP_CHOWN"}))
+    return oci_filter(**changes).program
 
 
 def answer(program: bytes, name: str, *arguments: int) -> int:
@@ -299,7 +306,16 @@ def test_an_arch_map_adds_the_sub_architectures_of_this_machine() -> None:
         ({"archMap": [{"architecture": "SCMP_ARCH_X86_64"}]}, "archMap"),
         ({"architectures": [], "archMap": [1]}, r"archMap\[0\]"),
         ({"flags": ["SECCOMP_FILTER_FLAG_NEW"]}, "flags"),
-        ({"listenerPath": "/run/listener"}, "listenerPath"),
+        ({"flags": "SECCOMP_FILTER_FLAG_LOG"}, "flags"),
+        ({"flags": [1]}, "flags"),
+        ({"syscalls": [NOTIFIED]}, "listenerPath is empty"),
+        ({"listenerPath": 1}, "listenerPath"),
+        ({"listenerPath": "run/listener"}, "listenerPath: 'run/listener' is neither an absolute path nor @ and a name"),
+        ({"listenerPath": "/" + "x" * 107}, "listenerPath: .* is longer than 107 bytes"),
+        ({"listenerMetadata": "x"}, "listenerMetadata: 'x' is given, and no listenerPath"),
+        ({"listenerPath": "/l", "listenerMetadata": {}}, "listenerMetadata"),
+        ({"syscalls": [{"names": ["write"], "action": "SCMP_ACT_NOTIFY"}]}, r"syscalls\[0\]\.names: 'write' cannot be"),
+        ({"syscalls": [{"name": "write", "action": "SCMP_ACT_NOTIFY"}]}, r"syscalls\[0\]\.names: 'write' cannot be"),
         ({"syscalls": {}}, None),
         ({"syscalls": {"a": 1}}, "syscalls"),
         ({"syscalls": [1]}, r"syscalls\[0\]"),
@@ -331,3 +347,31 @@ def test_a_faulty_profile_is_refused_by_the_name_of_its_field(changes: dict[str,
         return
     with pytest.raises(InvalidSpec, match=field):
         oci(**changes)
+
+
+def test_calls_may_be_left_to_a_listener() -> None:
+    found = oci_filter(syscalls=[NOTIFIED], listenerPath="/run/agent.sock", listenerMetadata="told")
+    assert answer(found.program, "mkdir") == NOTIFY
+    assert found.listener == SeccompListener("/run/agent.sock", "told")
+    abstract = oci_filter(syscalls=[NOTIFIED], listenerPath="@agent")
+    assert abstract.listener == SeccompListener("@agent")
+
+
+def test_a_listener_that_no_rule_here_leaves_a_call_to_is_none() -> None:
+    elsewhere = NOTIFIED | {"includes": {"arches": ["s390x"]}}
+    assert oci_filter(syscalls=[elsewhere], listenerPath="/run/agent.sock").listener is None
+
+
+def test_flags_are_kept_but_the_one_that_says_nothing_of_one_thread() -> None:
+    prefix = "SECCOMP_FILTER_FLAG_"
+    listed = [prefix + name for name in ("TSYNC", "LOG", "SPEC_ALLOW", "LOG")]
+    assert oci_filter(flags=listed).flags == (prefix + "LOG", prefix + "SPEC_ALLOW")
+
+
+def test_a_flag_is_refused_with_the_kernel_that_it_needs() -> None:
+    flags = ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]
+    assert oci_filter(kernel=(5, 19), flags=flags).flags == tuple(flags)
+    with pytest.raises(
+        InvalidSpec, match=r"'SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV' needs Linux 5\.19, and this is 5\.14"
+    ):
+        oci_filter(kernel=(5, 14), flags=flags)
