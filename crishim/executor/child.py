@@ -168,9 +168,7 @@ def open_console(bind: bool, width: int, height: int, owner: int) -> None:
 
 def _open_console_target() -> int:
     """/dev/console, made when it is missing and never a link, which could hide any other file behind the terminal."""
-    root = jail.open_root()
-    dev = fs.make_directories_in_root(root, b"/dev")
-    os.close(root)
+    dev = jail.directory(b"/dev")
     try:
         try:
             return fs.openat2(dev, b"console", os.O_PATH, 0, fs.RESOLVE_NO_SYMLINKS)

@@ -110,7 +110,7 @@ def open_root() -> int:
     return os.open("/", _ROOT_FLAGS | os.O_CLOEXEC)
 
 
-def _directory(path: bytes) -> int:
+def directory(path: bytes) -> int:
     """A directory of the root, made when it is missing. The root is the working directory, until `enter_cwd`."""
     return fs.make_directories_in_root(fs.AT_FDCWD, path)
 
@@ -125,7 +125,7 @@ def spare_proc(place: int) -> None:
 
 def attach(tree: int, target: bytes, is_file: bool) -> None:
     """Attach a prepared tree at `target`, which is made when it is missing."""
-    place = fs.make_file_in_root(fs.AT_FDCWD, target) if is_file else _directory(target)
+    place = fs.make_file_in_root(fs.AT_FDCWD, target) if is_file else directory(target)
     spare_proc(place)
     mount.move_mount(tree, place)
     os.close(place)
@@ -165,7 +165,7 @@ def context(label: bytes) -> tuple[tuple[bytes, bytes], ...]:
 
 def _attach_made(made: int, kind: bytes, target: bytes) -> None:
     """proc and sysfs go only on plain directories: a link there would hide from us what we rely on (CVE-2019-19921)."""
-    place = _directory(target)
+    place = directory(target)
     if kind in (b"proc", b"sysfs"):
         os.close(place)
         place = fs.openat2(fs.AT_FDCWD, target, _ROOT_FLAGS, 0, fs.RESOLVE_IN_ROOT | fs.RESOLVE_NO_SYMLINKS)
@@ -184,11 +184,11 @@ def mount_cgroups(target: bytes, set_: int, trees: tuple[tuple[bytes, int], ...]
     label: SELinux context of that tmpfs, as for `mask_paths`.
     """
     if len(trees) == 1 and trees[0][0] == b"":
-        place = _directory(target)
+        place = directory(target)
         mount.move_mount(trees[0][1], place)
         os.close(place)
         return
-    place = _directory(target)
+    place = directory(target)
     made = mount.new_mount(b"tmpfs", ((b"mode", b"755"), *context(label)), set_ & ~mount.MOUNT_ATTR_RDONLY)
     mount.move_mount(made, place)
     os.close(place)
@@ -204,11 +204,11 @@ def mount_cgroups(target: bytes, set_: int, trees: tuple[tuple[bytes, int], ...]
 def make_devices(nodes: tuple[tuple[bytes, bytes, int, int, int, int, int], ...]) -> None:
     """Device nodes on the fresh tmpfs of /dev: (path, kind, major, minor, mode, uid, gid)."""
     os.umask(0)
-    dev = _directory(b"/dev")
+    dev = directory(b"/dev")
     for path, kind, major, minor, mode, uid, gid in nodes:
         parent, name = dev, path[5:]
         if b"/" in name or not path.startswith(b"/dev/"):
-            parent, name = _directory(os.path.dirname(path)), os.path.basename(path)
+            parent, name = directory(os.path.dirname(path)), os.path.basename(path)
         bits = stat.S_IFBLK if kind == b"b" else stat.S_IFCHR
         try:
             os.mknod(name, bits | mode, os.makedev(major, minor), dir_fd=parent)
@@ -232,7 +232,7 @@ def bind_devices(nodes: tuple[tuple[bytes, int], ...]) -> None:
 
 def link_devices() -> None:
     """The links that every /dev has."""
-    dev = _directory(b"/dev")
+    dev = directory(b"/dev")
     for link, target in (
         (b"fd", b"/proc/self/fd"),
         (b"stdin", b"/proc/self/fd/0"),
@@ -247,7 +247,7 @@ def link_devices() -> None:
 
 def link_ptmx() -> None:
     """/dev/ptmx is that of the container's own devpts."""
-    dev = _directory(b"/dev")
+    dev = directory(b"/dev")
     try:
         os.symlink(b"pts/ptmx", b"ptmx", dir_fd=dev)
     except FileExistsError:
@@ -271,13 +271,13 @@ def set_root_propagation(bits: int) -> None:
 
 def make_directory(path: bytes) -> None:
     """A directory of the root, made with its parents when it is missing."""
-    os.close(_directory(path))
+    os.close(directory(path))
 
 
 def make_cwd(path: bytes) -> None:
     """The working directory of an image may not exist yet; made inside the jail, before the root turns read-only."""
     try:
-        os.close(_directory(path))
+        os.close(directory(path))
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EINVAL, errno.ELOOP):  # enter_cwd tells what is wrong with those
             raise

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 
-from crishim.executor import jail
 from crishim.linux import fs
 from crishim.linux.selinux import ATTRIBUTE
 
@@ -28,11 +27,7 @@ def label_mount(target: bytes, label: bytes) -> None:
 
     mqueue is one file system for the whole IPC namespace and was there before, so it takes no option of a mount.
     """
-    root = jail.open_root()
-    try:
-        place = fs.openat2(root, target, os.O_RDONLY | os.O_DIRECTORY)
-    finally:
-        os.close(root)
+    place = fs.openat2(fs.AT_FDCWD, target, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.setxattr(place, ATTRIBUTE, label)
     except OSError as error:

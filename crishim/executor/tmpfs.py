@@ -25,15 +25,12 @@ def mount_tmpfs(target: bytes, options: tuple[bytes, ...], set_: int, clear: int
     copy_up: it begins with what that directory holds. Read-only it becomes by `finish_tmpfs`, since mounts inside it
     and device nodes are still to be made.
     """
-    root = jail.open_root()
     covers = True
     try:
-        place = fs.openat2(root, target, os.O_PATH | os.O_DIRECTORY)
+        place = fs.openat2(fs.AT_FDCWD, target, os.O_PATH | os.O_DIRECTORY)
     except FileNotFoundError:
-        place = fs.make_directories_in_root(root, target)
+        place = jail.directory(target)
         covers = False  # then the mode is the file system's own, 1777
-    finally:
-        os.close(root)
     jail.spare_proc(place)
     if covers and not any(option.startswith(b"mode=") for option in options):
         options = (*options, b"mode=%o" % stat.S_IMODE(os.fstat(place).st_mode))

@@ -41,33 +41,43 @@ def make_directories_in_root(root: int, path: bytes, mode: int = 0o755) -> int:
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]
     if b".." in parts:
         raise OSError(errno.EINVAL, "path has a .. component", path)
-    whole = b"/" + b"/".join(parts)
-    flags = os.O_PATH | os.O_DIRECTORY
+    there = len(parts)
+    current = -1
+    while current < 0:
+        try:
+            current = _open_directory(root, parts[:there])
+        except FileNotFoundError:
+            if there == 0:
+                raise
+            there -= 1
     try:
-        return openat2(root, whole, flags)
-    except FileNotFoundError:
-        if not parts:
-            raise
-    above, _, name = whole.rpartition(b"/")
-    parent = make_directories_in_root(root, above, mode)
-    try:
-        os.mkdir(name, mode, dir_fd=parent)
-    except FileExistsError:
-        _make_target_of_link(root, parent, above, name, mode)
-    finally:
-        os.close(parent)
-    return openat2(root, whole, flags)
+        for length in range(there + 1, len(parts) + 1):
+            try:
+                os.mkdir(parts[length - 1], mode, dir_fd=current)
+            except FileExistsError:
+                _make_target_of_link(root, current, parts[:length], mode)
+            made = _open_directory(root, parts[:length])
+            os.close(current)
+            current = made
+    except BaseException:
+        os.close(current)
+        raise
+    return current
 
 
-def _make_target_of_link(root: int, parent: int, above: bytes, name: bytes, mode: int) -> None:
-    """What a dangling symlink names is made, inside the root; nothing for a directory that somebody else made."""
+def _open_directory(root: int, parts: list[bytes]) -> int:
+    return openat2(root, b"/" + b"/".join(parts), os.O_PATH | os.O_DIRECTORY)
+
+
+def _make_target_of_link(root: int, parent: int, parts: list[bytes], mode: int) -> None:
+    """What the dangling symlink `parts` names is made, inside the root; nothing for a directory of somebody else."""
     try:
-        target = os.readlink(name, dir_fd=parent)
+        target = os.readlink(parts[-1], dir_fd=parent)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
         return
-    base = b"" if target.startswith(b"/") else above
+    base = b"" if target.startswith(b"/") else b"/" + b"/".join(parts[:-1])
     os.close(make_directories_in_root(root, _squash(base + b"/" + target), mode))
 
 
