@@ -23,6 +23,7 @@ from signal import SIGTERM, Signals
 from typing import Any, TypeVar
 
 from crishim.linux.process import CLONE_NEWNET, setns
+from tests.support.server import PATIENCE
 
 T = TypeVar("T")
 
@@ -34,8 +35,10 @@ AGENT = Path(__file__).with_name("agent.py")
 def wait_until(condition: Callable[[], T | None], *, deadline_s: float, what: str | Callable[[], str]) -> T:
     """The first true answer of the condition. Raises TimeoutError, which says what was waited for.
 
-    `what` is a function when it describes a state: that at the end is of interest.
+    `what` is a function when it describes a state: that at the end is of interest. On a slow machine, whose
+    CRISHIM_TEST_PATIENCE says so, all takes that much longer.
     """
+    deadline_s *= PATIENCE
     end = time.monotonic() + deadline_s
     while True:
         answer = condition()
