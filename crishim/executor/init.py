@@ -8,7 +8,7 @@ import time
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
 
 from crishim.errors import InvalidSpec
-from crishim.executor.attach import Client, set_size, write_some
+from crishim.executor.attach import Client, Stdin
 from crishim.executor.prepare import StepFailed
 from crishim.logs.writer import LogWriter
 
@@ -36,7 +36,6 @@ class InitProcess:
         "asking",
         "cancelling",
         "cgroup",
-        "clients",
         "exit",
         "hooks",
         "id",
@@ -50,8 +49,6 @@ class InitProcess:
         "starter",
         "starter_pidfd",
         "stdin",
-        "stdin_once",
-        "stdin_pending",
         "terminal",
     )
 
@@ -75,12 +72,8 @@ class InitProcess:
         self.started_at_ns = 0
         #: descriptor to read -> stream number of the log (1 stdout, 2 stderr)
         self.outputs: dict[int, int] = {}
-        self.stdin = -1
-        self.stdin_once = bool(request["stdin_once"])
-        #: what a client sent and the container has not taken yet
-        self.stdin_pending = b""
         self.terminal = bool(request["terminal"])
-        self.clients: list[Client] = []
+        self.stdin = Stdin(once=bool(request["stdin_once"]), terminal=self.terminal)
         log = request["log"]
         self.log = LogWriter(log[0], log[1]) if isinstance(log, list) else None
         #: of `hooks.Hooks`, for what comes after its end; None without hooks
@@ -107,7 +100,7 @@ class InitProcess:
         self.pidfd = fds[0]
         self.outputs = dict(zip(fds[1:], body["streams"]))  # type: ignore[call-overload]
         if body["stdin"]:
-            self.stdin = fds[-1]
+            self.stdin.fd = fds[-1]
 
     def watch_output(self, loop: Loop) -> None:
         """Pump the output into the log as it comes."""
@@ -134,7 +127,7 @@ class InitProcess:
                 return True
             if self.log is not None:
                 self.log.feed(stream, data)
-            for client in list(self.clients):
+            for client in list(self.stdin.clients):
                 client.send(stream, data)
             if len(data) == _DEFAULT_PIPE_BYTES and not self.terminal:
                 _enlarge(fd)
@@ -156,8 +149,8 @@ class InitProcess:
         for fd, stream in list(self.outputs.items()):
             if not self._pump(loop, fd, stream, 64):
                 self._end(loop, fd, stream)
-        self._close_stdin(loop)
-        for client in list(self.clients):
+        self.stdin.close(loop)
+        for client in list(self.stdin.clients):
             client.end()
         if self.log is not None:
             self.log.close()
@@ -167,44 +160,8 @@ class InitProcess:
         if self.exit is not None:
             raise StepFailed("the container has ended")
         ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-        self.clients.append(Client(loop, self, ours))
+        Client(loop, self.stdin, ours)
         return theirs.detach()
-
-    def feed_stdin(self, loop: Loop, data: bytes) -> None:
-        """Write to the container's stdin; what does not fit waits, and the clients with it."""
-        if self.stdin < 0:
-            return
-        os.set_blocking(self.stdin, False)
-        rest = data[write_some(self.stdin, data) :]
-        if rest:
-            self.stdin_pending = rest
-            loop.watch_writable(self.stdin, lambda: self._flush_stdin(loop))
-            for client in self.clients:
-                loop.pause(client.fd, True)
-
-    def _flush_stdin(self, loop: Loop) -> None:
-        self.stdin_pending = self.stdin_pending[write_some(self.stdin, self.stdin_pending) :]
-        if not self.stdin_pending:
-            loop.forget(self.stdin)
-            for client in self.clients:
-                loop.pause(client.fd, False)
-
-    def client_stdin_ended(self, loop: Loop) -> None:
-        """A client closed its side; with CRI's stdin_once that is the end of the container's stdin."""
-        if self.stdin_once and not self.terminal:
-            self._close_stdin(loop)
-
-    def _close_stdin(self, loop: Loop) -> None:
-        if self.stdin >= 0:
-            loop.forget(self.stdin)
-            os.close(self.stdin)
-            self.stdin = -1
-        self.stdin_pending = b""
-
-    def resize(self, rows: int, columns: int) -> None:
-        """Window size of the container's terminal."""
-        if self.terminal and self.stdin >= 0:
-            set_size(self.stdin, rows, columns)
 
     def reopen_log(self) -> None:
         """ReopenContainerLog: the log was renamed. StepFailed when the process has none; OSError keeps the old file."""
@@ -222,9 +179,9 @@ class InitProcess:
             loop.forget(fd)
             os.close(fd)
         self.outputs = {}
-        for client in list(self.clients):
+        for client in list(self.stdin.clients):
             client.close()
-        self._close_stdin(loop)
+        self.stdin.close(loop)
         if self.log is not None:
             self.log.close()
         self.close_pidfd()

@@ -40,13 +40,14 @@ class Loop:
         self._callbacks[fd] = callback
         self._epoll.register(fd, select.EPOLLOUT)
 
-    def want_write(self, fd: int, wanted: bool) -> None:
-        """Also call the callback of a watched `fd` when it takes data."""
-        self._epoll.modify(fd, select.EPOLLIN | select.EPOLLOUT if wanted else select.EPOLLIN)
+    def choose(self, fd: int, *, reads: bool, writes: bool) -> None:
+        """Call the callback of a watched `fd` when it is readable, when it takes data, either, or neither.
 
-    def pause(self, fd: int, paused: bool) -> None:
-        """Leave a watched `fd` alone until it is resumed; its peer then waits."""
-        self._epoll.modify(fd, 0 if paused else select.EPOLLIN)
+        Neither of them leaves it alone, so its peer waits; the end of one that leaves then is told once.
+        """
+        events = (select.EPOLLIN if reads else 0) | (select.EPOLLOUT if writes else 0)
+        # epoll_ctl(2): EPOLLHUP comes unasked, and would come for ever
+        self._epoll.modify(fd, events or select.EPOLLET)
 
     def forget(self, fd: int) -> None:
         """Stop watching `fd`; to be called before it is closed."""
