@@ -17,7 +17,7 @@ from crishim.linux import process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from crishim.executor.monitor import Monitor
+    from crishim.executor.pod import Pod
 
 
 class Started:
@@ -37,7 +37,7 @@ class Started:
 
 
 def clone(
-    monitor: Monitor,
+    pod: Pod,
     started: Started,
     container: dict[str, object],
     steps: list[plan.Step],
@@ -51,24 +51,24 @@ def clone(
     """
     report = fcntl.fcntl(reports.fileno(), fcntl.F_DUPFD_CLOEXEC, 10)
     inside = b"user" in roles
-    privileges = monitor.privileges.in_user_namespace() if inside else monitor.privileges
+    privileges = pod.privileges.in_user_namespace() if inside else pod.privileges
     program = lower(steps, privileges, report, roles.get(b"log", -1))
     cgroup = -1
     if not container["process"]["initial_affinity"]:  # type: ignore[index]
-        cgroup = effects.open_dir(monitor.hierarchy, str(container["cgroup"]))
+        cgroup = effects.open_dir(pod.hierarchy, str(container["cgroup"]))
     if container["pid_namespace"] is not None:
-        _enter_pid_namespace(monitor, container["pid_namespace"])
+        _enter_pid_namespace(pod, container["pid_namespace"])
     for role, fd in roles.items():  # a process of our own, so that the child is born in them
         if role.startswith(b"ns:") and role not in (b"ns:mnt", b"ns:cgroup"):
             _join(role[3:], fd)
     if b"time" in container["new_namespaces"]:  # type: ignore[operator]
-        _set_clocks(monitor, container["clock_offsets"])  # type: ignore[arg-type]
+        _set_clocks(pod, container["clock_offsets"])  # type: ignore[arg-type]
     flags = prepare.clone_flags(container) | process.CLONE_PARENT
     if inside:
-        _enter_user_namespace(monitor, container, roles)
+        _enter_user_namespace(pod, container, roles)
     try:
         # who joined a user namespace does not come back to the host's mounts, and has no need to
-        clone = process.clone3 if inside or b"bundle" in roles else monitor.seed.clone
+        clone = process.clone3 if inside or b"bundle" in roles else pod.seed.clone
         started.pid, started.pidfd = clone(flags, cgroup)
     except OSError as error:
         raise StepFailed(f"clone3: {os.strerror(error.errno or 0).lower()}") from None
@@ -86,12 +86,12 @@ def _join(kind: bytes, fd: int) -> None:
         raise StepFailed(f"joining the {kind.decode()} namespace: {os.strerror(error.errno or 0).lower()}") from None
 
 
-def _set_clocks(monitor: Monitor, offsets: bytes) -> None:
+def _set_clocks(pod: Pod, offsets: bytes) -> None:
     """A new time namespace for children; its clocks can be set only before anybody is in it."""
     try:
         process.unshare(process.CLONE_NEWTIME)
         if offsets:
-            fd = os.open("self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC, dir_fd=monitor.seed.proc)
+            fd = os.open("self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC, dir_fd=pod.seed.proc)
             try:
                 os.write(fd, offsets)
             finally:
@@ -100,7 +100,7 @@ def _set_clocks(monitor: Monitor, offsets: bytes) -> None:
         raise StepFailed(f"setting the clocks of the container: {os.strerror(error.errno or 0).lower()}") from None
 
 
-def _enter_user_namespace(monitor: Monitor, container: dict[str, object], roles: dict[bytes, int]) -> None:
+def _enter_user_namespace(pod: Pod, container: dict[str, object], roles: dict[bytes, int]) -> None:
     """What only the host's root may do for the child first, by inheritance; then into the seed and the namespace."""
     process.prctl(process.PR_SET_DUMPABLE, 0)  # or a container of the pod could trace us, and what we have open
     early = plan.early_steps(container["process"], roles)  # type: ignore[arg-type]
@@ -110,19 +110,19 @@ def _enter_user_namespace(monitor: Monitor, container: dict[str, object], roles:
         except OSError as error:
             raise StepFailed(sentences.describe(step, error.errno or 0, b"")) from None
     if b"bundle" not in roles:
-        monitor.seed.enter()
+        pod.seed.enter()
     _join(b"user", roles[b"user"])
 
 
-def _enter_pid_namespace(monitor: Monitor, target: object) -> None:
+def _enter_pid_namespace(pod: Pod, target: object) -> None:
     """Children will be born in the namespace of the pod's init ("pod") or of the process `target`."""
     if target == b"pod":
-        if monitor.pod_init is None:
+        if pod.init is None:
             raise StepFailed("the pod's shared PID namespace is gone")
-        process.setns(monitor.pod_init[1], process.CLONE_NEWPID)
+        process.setns(pod.init[1], process.CLONE_NEWPID)
         return
     assert isinstance(target, bytes)
-    other = monitor.containers.get(target)
+    other = pod.containers.get(target)
     if other is None or other.exit is not None:
         raise StepFailed(f"target container {target.decode('utf-8', 'replace')} does not run")
     process.setns(other.pidfd, process.CLONE_NEWPID)

@@ -17,7 +17,6 @@ from crishim.linux import process
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from crishim.executor.lower import Privileges
-    from crishim.executor.monitor import Monitor
 
 #: when hooks are due: the first two are the places of `child.await_hooks`
 BEFORE_ROOT, BEFORE_EXECUTE, AFTER_EXECUTE = 0, 1, 2
@@ -28,12 +27,13 @@ class HookRunner:
 
     __slots__ = ("_pidfd", "_socket")
 
-    def __init__(self, monitor: Monitor, container: dict[str, object], hooks: Hooks) -> None:
+    def __init__(self, container: dict[str, object], hooks: Hooks, privileges: Privileges) -> None:
+        """privileges: those of the starter, which the child keeps."""
         self._socket, theirs = wire.pair()
         pid, self._pidfd = process.clone3(0)
         if pid == 0:
             self._socket.close()
-            _serve(theirs, container, hooks, monitor.privileges)
+            _serve(theirs, container, hooks, privileges)
         theirs.close()
 
     def run(self, place: int, pid: int, pidfd: int) -> None:

@@ -17,7 +17,11 @@ from crishim.linux import process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from crishim.executor.monitor import Monitor
+    from collections.abc import Callable
+
+    from crishim.executor.loop import Loop
+    from crishim.executor.pod import Pod
+    from crishim.executor.servers import Servers
     from crishim.executor.wire import Message
 
 _STAGE = b"poststop"
@@ -26,10 +30,14 @@ _STAGE = b"poststop"
 class Poststops:
     """The children of one monitor that run such hooks, and the requests that wait for them."""
 
-    __slots__ = ("_monitor", "_waiting", "running")
+    __slots__ = ("_handle", "_loop", "_pod", "_servers", "_waiting", "running")
 
-    def __init__(self, monitor: Monitor) -> None:
-        self._monitor = monitor
+    def __init__(self, pod: Pod, loop: Loop, servers: Servers, handle: Callable[[socket, Message], None]) -> None:
+        """handle: what becomes of a request that has waited."""
+        self._pod = pod
+        self._loop = loop
+        self._servers = servers
+        self._handle = handle
         #: pid by container id
         self.running: dict[bytes, int] = {}
         self._waiting: list[tuple[socket, Message]] = []
@@ -38,8 +46,7 @@ class Poststops:
         """Run the hooks of a container that ended, or whose start failed; None: it has none."""
         if value is None:
             return
-        monitor = self._monitor
-        hooks = Hooks(value, monitor.hierarchy, monitor.seed.proc, monitor.home)
+        hooks = Hooks(value, self._pod.hierarchy, self._pod.seed.proc, self._pod.home)
         ours, theirs = wire.pair()
         pid, pidfd = process.clone3(0)
         if pid == 0:
@@ -48,7 +55,7 @@ class Poststops:
         self.running[container_id] = pid
 
         def ended() -> None:
-            monitor.loop.forget(ours.fileno())
+            self._loop.forget(ours.fileno())
             message = wire.receive(ours)
             ours.close()
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
@@ -56,12 +63,12 @@ class Poststops:
             del self.running[container_id]
             if message is None or message.kind == wire.ERROR:
                 text = "it was killed" if message is None else message.body["message"]
-                monitor.note(f"container {container_id.decode('utf-8', 'replace')}: {text}")
+                self._servers.note(f"container {container_id.decode('utf-8', 'replace')}: {text}")
             waiting, self._waiting = self._waiting, []
             for connection, request in waiting:
-                monitor.handle(connection, request)
+                self._handle(connection, request)
 
-        monitor.loop.watch(ours.fileno(), ended)
+        self._loop.watch(ours.fileno(), ended)
 
     def must_wait(self, message: Message) -> bool:
         """Whether a request would take away what hooks under way look at."""

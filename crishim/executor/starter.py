@@ -35,10 +35,10 @@ from crishim.linux import fs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from crishim.executor.monitor import Monitor
+    from crishim.executor.pod import Pod
 
 
-def run(monitor: Monitor, spec: bytes, given: list[int], answer: socket) -> None:
+def run(pod: Pod, spec: bytes, given: list[int], answer: socket) -> None:
     """Start the container of an encoded spec and answer; never returns.
 
     given: descriptors of a library caller, which "descriptors" in the spec names.
@@ -47,7 +47,7 @@ def run(monitor: Monitor, spec: bytes, given: list[int], answer: socket) -> None
     try:
         container = wire.decode(spec)
         assert isinstance(container, dict)
-        _start(monitor, container, given, started)
+        _start(pod, container, given, started)
         body: dict[str, object] = {
             "pid": started.pid,
             "phases_ns": started.phases_ns,
@@ -72,20 +72,20 @@ def run(monitor: Monitor, spec: bytes, given: list[int], answer: socket) -> None
     os._exit(0)
 
 
-def _start(monitor: Monitor, container: dict[str, object], given: list[int], started: Started) -> None:
+def _start(pod: Pod, container: dict[str, object], given: list[int], started: Started) -> None:
     opened = Opened()
     times = [time.monotonic_ns()]
-    _make_cgroup(monitor, container)
+    _make_cgroup(pod, container)
     times.append(time.monotonic_ns())
-    _open_sources(monitor, container, opened)
-    hooks = _open_hooks(monitor, container, opened)
+    _open_sources(pod, container, opened)
+    hooks = _open_hooks(pod, container, opened)
     listener = container.get("listener")  # a server of an earlier version does not say it
-    courier = None if listener is None else Courier(listener, monitor.home)  # type: ignore[arg-type]
-    _open_stdio(container, given, opened, started, _owner(monitor, container))
+    courier = None if listener is None else Courier(listener, pod.home)  # type: ignore[arg-type]
+    _open_stdio(container, given, opened, started, _owner(pod, container))
     steps = plan.init_steps(container, opened.by_role)
     times.append(time.monotonic_ns())
     report, reports = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-    birth.clone(monitor, started, container, steps, report, reports, opened.by_role)
+    birth.clone(pod, started, container, steps, report, reports, opened.by_role)
     reports.close()
     opened.close_but(b"console", b"pidfd")
     times.append(time.monotonic_ns())
@@ -102,12 +102,12 @@ def _start(monitor: Monitor, container: dict[str, object], given: list[int], sta
     started.phases_ns = {name: after - before for name, before, after in zip(names, times, times[1:])}
 
 
-def _make_cgroup(monitor: Monitor, container: dict[str, object]) -> None:
+def _make_cgroup(pod: Pod, container: dict[str, object]) -> None:
     try:
-        effects.create(monitor.hierarchy, CgroupPlan.from_value(container["cgroup_plan"]))  # type: ignore[arg-type]
-        if monitor.user is not None and _may_write_cgroup(container):
-            root = monitor.user.host_uid(0), monitor.user.host_gid(0)
-            delegate(monitor.hierarchy, str(container["cgroup"]), *root)
+        effects.create(pod.hierarchy, CgroupPlan.from_value(container["cgroup_plan"]))  # type: ignore[arg-type]
+        if pod.user is not None and _may_write_cgroup(container):
+            root = pod.user.host_uid(0), pod.user.host_gid(0)
+            delegate(pod.hierarchy, str(container["cgroup"]), *root)
     except OSError as error:
         raise StepFailed(f'making the cgroup "{container["cgroup"]}": {error.strerror or error}') from None
 
@@ -118,44 +118,44 @@ def _may_write_cgroup(container: dict[str, object]) -> bool:
     return any(mount["kind"] == b"cgroup" and b"ro" not in mount["flags"] for mount in mounts)
 
 
-def _open_sources(monitor: Monitor, container: dict[str, object], opened: Opened) -> None:
+def _open_sources(pod: Pod, container: dict[str, object], opened: Opened) -> None:
     cgroup = str(container["cgroup"])
     roles = opened.by_role
     prepare.open_namespaces(container, opened)
-    user = _open_user_namespace(monitor, container, opened)
-    prepare.open_mounts(container, opened, monitor.seed, user)
+    user = _open_user_namespace(pod, container, opened)
+    prepare.open_mounts(container, opened, pod.seed, user)
     try:
         label = container.get("mount_label")
-        roles[b"root"] = prepare.open_root(container["rootfs"], monitor.seed, user, label)  # type: ignore[arg-type]
+        roles[b"root"] = prepare.open_root(container["rootfs"], pod.seed, user, label)  # type: ignore[arg-type]
     except OSError as error:
         raise StepFailed(f"mounting the root file system: {os.strerror(error.errno or 0).lower()}") from None
-    files = effects.task_files(monitor.hierarchy, cgroup)
+    files = effects.task_files(pod.hierarchy, cgroup)
     if container["process"]["initial_affinity"]:  # type: ignore[index]
-        files += effects.birth_files(monitor.hierarchy, cgroup)
+        files += effects.birth_files(pod.hierarchy, cgroup)
     for index, path in enumerate(files):
         roles[b"procs:%d" % index] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     for index, item in enumerate(container["mounts"]):  # type: ignore[arg-type, var-annotated]
         if item["kind"] == b"cgroup":
-            prepare.open_cgroups(monitor.hierarchy, cgroup, index, item, opened)
-    roles[b"proc"] = os.dup(monitor.seed.proc)
+            prepare.open_cgroups(pod.hierarchy, cgroup, index, item, opened)
+    roles[b"proc"] = os.dup(pod.seed.proc)
     if user >= 0:
         prepare.open_devices(container, opened)
         prepare.open_kernel_views(opened)
 
 
-def _open_user_namespace(monitor: Monitor, container: dict[str, object], opened: Opened) -> int:
+def _open_user_namespace(pod: Pod, container: dict[str, object], opened: Opened) -> int:
     """Descriptor of the namespace that the init is born in, by the role "user"; -1 for the host's."""
     roles = opened.by_role
     if b"ns:user" in roles:
         roles[b"user"] = roles.pop(b"ns:user")
     elif b"user" in container["new_namespaces"]:  # type: ignore[operator]
-        if monitor.user is None:
+        if pod.user is None:
             raise StepFailed("the pod has no user namespace of its own")
-        roles[b"user"] = os.dup(monitor.user.fd)
+        roles[b"user"] = os.dup(pod.user.fd)
     return roles.get(b"user", -1)
 
 
-def _open_hooks(monitor: Monitor, container: dict[str, object], opened: Opened) -> HookRunner | None:
+def _open_hooks(pod: Pod, container: dict[str, object], opened: Opened) -> HookRunner | None:
     """Who runs the container's hooks; for early ones also what a child needs that is born in a copy of the host's tree.
 
     That finds its root's place in the bundle as its working directory: who is root of a user namespace alone has no
@@ -164,8 +164,8 @@ def _open_hooks(monitor: Monitor, container: dict[str, object], opened: Opened) 
     value = container["hooks"]
     if value is None:
         return None
-    hooks = Hooks(value, monitor.hierarchy, monitor.seed.proc, monitor.home)  # type: ignore[arg-type]
-    runner = HookRunner(monitor, container, hooks)
+    hooks = Hooks(value, pod.hierarchy, pod.seed.proc, pod.home)  # type: ignore[arg-type]
+    runner = HookRunner(container, hooks, pod.privileges)
     if not hooks.are_early():
         return runner
     place = hooks.bundle + b"/rootfs"
@@ -177,7 +177,7 @@ def _open_hooks(monitor: Monitor, container: dict[str, object], opened: Opened) 
         raise StepFailed(f'the bundle\'s "{where}": {os.strerror(error.errno or 0).lower()}') from None
     for index, item in enumerate(container["mounts"]):  # type: ignore[arg-type, var-annotated]
         if item["kind"] == b"shm":
-            opened.by_role[b"shm:%d" % index] = monitor.seed.open_tree(b"/shm")
+            opened.by_role[b"shm:%d" % index] = pod.seed.open_tree(b"/shm")
             os.fchdir(opened.by_role[b"bundle"])  # a way through the seed and back ends in the root
     return runner
 
@@ -211,13 +211,13 @@ def _make_pipes(stdin: bool, roles: dict[bytes, int], started: Started) -> None:
         roles[b"stdin"], started.stdin = os.pipe2(os.O_CLOEXEC)
 
 
-def _owner(monitor: Monitor, container: dict[str, object]) -> int:
+def _owner(pod: Pod, container: dict[str, object]) -> int:
     """The host's number of the user that the process will be: who may open /proc/self/fd/1 again."""
     uid: int = container["process"]["uid"]  # type: ignore[index]
-    if monitor.user is None:
+    if pod.user is None:
         return uid
     try:
-        return monitor.user.host_uid(uid)
+        return pod.user.host_uid(uid)
     except OSError:
         raise StepFailed(f"uid {uid} is not mapped in the pod's user namespace") from None
 

@@ -14,17 +14,37 @@ from crishim.linux import process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from crishim.executor.monitor import Monitor
+    from collections.abc import Callable
+
+    from crishim.executor.loop import Loop
+    from crishim.executor.oom import OomKills
+    from crishim.executor.pod import Pod
+    from crishim.executor.poststop import Poststops
+    from crishim.executor.servers import Servers
     from crishim.executor.wire import Message
 
 
 class Starts:
     """The starters of one monitor, and who waits for them."""
 
-    __slots__ = ("_monitor", "_starters")
+    __slots__ = ("_exited", "_loop", "_oom_kills", "_pod", "_poststops", "_servers", "_starters")
 
-    def __init__(self, monitor: Monitor) -> None:
-        self._monitor = monitor
+    def __init__(
+        self,
+        pod: Pod,
+        loop: Loop,
+        servers: Servers,
+        oom_kills: OomKills,
+        poststops: Poststops,
+        exited: Callable[[InitProcess], None],
+    ) -> None:
+        """exited: what the loop calls when an init that was started here may have ended."""
+        self._pod = pod
+        self._loop = loop
+        self._servers = servers
+        self._oom_kills = oom_kills
+        self._poststops = poststops
+        self._exited = exited
         #: pids
         self._starters: set[int] = set()
 
@@ -37,7 +57,7 @@ class Starts:
         body = message.body
         container_id, spec = body["id"], body["spec"]
         assert isinstance(container_id, bytes) and isinstance(spec, bytes)
-        known = self._monitor.containers.get(container_id)
+        known = self._pod.containers.get(container_id)
         if known is not None and known.exit is None:
             if known.starter is connection:
                 raise StepFailed(f"container {container_id.decode('utf-8', 'replace')} is already started")
@@ -48,24 +68,24 @@ class Starts:
             message.close()
             return
         init = InitProcess(body)
-        self._monitor.oom_kills.starting(init.cgroup, self._monitor.running())
+        self._oom_kills.starting(init.cgroup, self._pod.running())
         init.starter, init.asking = connection, (connection, message.seq)
         try:
             init.open_log()
             ours, theirs = wire.pair()
             pid, pidfd = process.clone3(0)
             if pid == 0:
-                starter.run(self._monitor, spec, message.fds, theirs)
+                starter.run(self._pod, spec, message.fds, theirs)
         except BaseException:
-            init.close(self._monitor.loop)
+            init.close(self._loop)
             raise
         theirs.close()
         self._starters.add(pid)
         init.starter_pidfd = pidfd
-        self._monitor.containers[container_id] = init
+        self._pod.containers[container_id] = init
 
         def answered() -> None:
-            self._monitor.loop.forget(ours.fileno())
+            self._loop.forget(ours.fileno())
             self._started(init, ours)
             ours.close()
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
@@ -73,13 +93,13 @@ class Starts:
             init.starter_pidfd = -1
             self._starters.remove(pid)
             for asking, seq in init.cancelling:
-                self._monitor.reply(asking, wire.OK, seq, {})
+                self._servers.reply(asking, wire.OK, seq, {})
 
-        self._monitor.loop.watch(ours.fileno(), answered)
+        self._loop.watch(ours.fileno(), answered)
 
     def cancel(self, connection: socket, message: Message) -> bool:
         """Kill the starter; the answer comes when it is gone, which a dead device may prevent. False: there is none."""
-        init = self._monitor.containers.get(message.body["id"])  # type: ignore[call-overload]
+        init = self._pod.containers.get(message.body["id"])  # type: ignore[call-overload]
         if init is None or init.starter_pidfd < 0:
             return False
         init.cancelling.append((connection, message.seq))
@@ -95,11 +115,11 @@ class Starts:
             self._undo_start(init, message)
             text = _killed(init) if message is None else message.body["message"]
             if init.asking is not None:
-                self._monitor.reply(init.asking[0], wire.ERROR, init.asking[1], {"message": text})
+                self._servers.reply(init.asking[0], wire.ERROR, init.asking[1], {"message": text})
             return
         init.take(message.body, message.fds)
-        self._monitor.loop.watch(init.pidfd, lambda: self._monitor.init_exited(init))
-        init.watch_output(self._monitor.loop)
+        self._loop.watch(init.pidfd, lambda: self._exited(init))
+        init.watch_output(self._loop)
         init.phases_ns = message.body["phases_ns"]  # type: ignore[assignment]
         self._answer_start(init)
 
@@ -112,33 +132,31 @@ class Starts:
             "phases_ns": init.phases_ns,
         }
         asking, init.asking = init.asking, None
-        if asking is not None and self._monitor.is_connected(asking[0]):
-            self._monitor.reply(asking[0], wire.OK, asking[1], body, [init.pidfd])
+        if asking is not None and self._servers.is_connected(asking[0]):
+            self._servers.reply(asking[0], wire.OK, asking[1], body, [init.pidfd])
         else:
-            self._monitor.tell(wire.EVENT_CONTAINER_STARTED, body, [init.pidfd])
+            self._servers.tell(wire.EVENT_CONTAINER_STARTED, body, [init.pidfd])
 
     def _undo_start(self, init: InitProcess, message: Message | None) -> None:
         """Nothing of a failed start stays: neither the process nor descriptors nor the cgroup."""
-        self._monitor.kill(init)
+        self._pod.kill(init)
         if message is not None and message.fds:
             os.waitid(os.P_PIDFD, message.fds[0], os.WEXITED)
             message.close()
         elif message is None:
             self._reap_strays()
-        del self._monitor.containers[init.id]
-        init.close(self._monitor.loop)
-        self._monitor.remove(init)
-        self._monitor.poststops.start(init.id, init.hooks)
+        del self._pod.containers[init.id]
+        init.close(self._loop)
+        self._pod.remove_cgroup(init)
+        self._poststops.start(init.id, init.hooks)
 
     def _reap_strays(self) -> None:
         """Reap an init whose starter was killed before it could tell us of it, when the kill of its cgroup arrives."""
         known = (
-            {init.pid for init in self._monitor.containers.values()}
-            | self._starters
-            | {*self._monitor.poststops.running.values()}
+            {init.pid for init in self._pod.containers.values()} | self._starters | {*self._poststops.running.values()}
         )
-        if self._monitor.pod_init is not None:
-            known.add(self._monitor.pod_init[0])
+        if self._pod.init is not None:
+            known.add(self._pod.init[0])
         for _ in range(100):
             with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
                 strays = {int(pid) for pid in file.read().split()} - known

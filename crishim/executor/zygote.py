@@ -172,7 +172,7 @@ class Zygote:
             wire.send(connection, wire.ERROR, 0, message.sandbox_id, {"message": text})
             return
         wire.send(connection, wire.OK, 0, message.sandbox_id, monitor.about())
-        monitor.serve(connection)
+        monitor.servers.serve(connection)
         monitor.loop.run()
 
     def _run_role(self, message: Message) -> None:
