@@ -102,7 +102,7 @@ def _calls(step: Step, privileges: Privileges, report: int) -> list[tuple[tuple[
     if name == "join_cgroup":
         return [((_WRITE, step[1], b"0", 1), 0)]
     if name == "become_root":
-        return [((_SETGROUPS, 0, None), 0), ((_SETRESGID, 0, 0, 0), 0), ((_SETRESUID, 0, 0, 0), 0)]
+        return _change_user(0, 0, ())
     if name == "join_keyring":
         calls: list[tuple[tuple[object, ...], int]] = [((_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, step[1]), _ENOSYS)]
         if step[2]:
@@ -136,13 +136,7 @@ def _calls(step: Step, privileges: Privileges, report: int) -> list[tuple[tuple[
         return [((_PRCTL, _PR_CAPBSET_DROP, bit, 0, 0, 0), 0) for bit in range(drop.bit_length()) if drop >> bit & 1]
     if name == "set_user":
         uid, gid, groups, keep = step[1:]
-        packed = struct.pack(f"={len(groups)}I", *groups)  # type: ignore[arg-type, misc]
-        return [
-            ((_PRCTL, _PR_SET_KEEPCAPS, int(bool(keep)), 0, 0, 0), 0),
-            ((_SETGROUPS, len(groups), packed), 0),  # type: ignore[arg-type]
-            ((_SETRESGID, gid, gid, gid), 0),
-            ((_SETRESUID, uid, uid, uid), 0),
-        ]
+        return [((_PRCTL, _PR_SET_KEEPCAPS, int(bool(keep)), 0, 0, 0), 0), *_change_user(uid, gid, groups)]  # type: ignore[arg-type]
     if name == "set_capabilities" and not step[5]:
         held = [mask & privileges.permitted for mask in step[2:5]]  # type: ignore[operator]
         return [
@@ -153,6 +147,15 @@ def _calls(step: Step, privileges: Privileges, report: int) -> list[tuple[tuple[
     if name == "die_with_parent":
         return [((_PRCTL, _PR_SET_PDEATHSIG, 9, 0, 0, 0), 0)]
     return None
+
+
+def _change_user(uid: int, gid: int, groups: tuple[int, ...]) -> list[tuple[tuple[object, ...], int]]:
+    """All three of its numbers each, the user last: it takes the right to change the others with it."""
+    return [
+        ((_SETGROUPS, len(groups), struct.pack(f"={len(groups)}I", *groups)), 0),
+        ((_SETRESGID, gid, gid, gid), 0),
+        ((_SETRESUID, uid, uid, uid), 0),
+    ]
 
 
 def _capset_data(effective: int, permitted: int, inheritable: int) -> bytes:

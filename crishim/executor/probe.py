@@ -6,8 +6,8 @@ import os
 from contextlib import suppress
 from typing import NamedTuple
 
-from crishim.executor.tables import CAPABILITIES
 from crishim.linux import mount, process
+from crishim.model.capabilities import CAPABILITIES
 
 
 class NodeFacts(NamedTuple):

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 from _signal import pidfd_send_signal
+from _socket import MSG_NOSIGNAL, socket
 
+from crishim.executor import wire
 from crishim.linux import process
 
 
@@ -34,37 +36,42 @@ class UserNamespace:
 
 def make(uids: list[list[int]], gids: list[list[int]], kinds: int) -> UserNamespace:
     """Make it, and join new namespaces of `kinds` (clone flags) that it owns. OSError: maps that the kernel refuses."""
-    go, going = os.pipe2(os.O_CLOEXEC)
-    done, doing = os.pipe2(os.O_CLOEXEC)
-    pid, pidfd = process.clone3(process.CLONE_NEWUSER)
-    if pid == 0:
-        os.close(going)
-        _hold(go, doing, kinds)
-    os.close(go)
-    os.close(doing)
+    ours, theirs = wire.pair()
     try:
-        # a writer with privileges leaves setgroups(2) allowed: the image's groups must be kept
-        _write_map(pid, b"uid_map", uids)
-        _write_map(pid, b"gid_map", gids)
-        os.write(going, b"1")
-        answer = os.read(done, 4)
-        if answer != b"ok":
-            code = int(answer or b"3")  # ESRCH: it was killed
-            raise OSError(code, os.strerror(code))
-        fd = os.open(b"/proc/%d/ns/user" % pid, os.O_RDONLY | os.O_CLOEXEC)
+        pid, pidfd = process.clone3(process.CLONE_NEWUSER)
+        if pid == 0:
+            ours.close()
+            _hold(theirs, kinds)
+        theirs.close()
         try:
-            if kinds:
-                process.setns(pidfd, kinds)
-        except BaseException:
-            os.close(fd)
-            raise
-        return UserNamespace(fd, uids, gids)
+            return _take_over(pid, pidfd, ours, UserNamespace(-1, uids, gids), kinds)
+        finally:
+            pidfd_send_signal(pidfd, 9)
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            os.close(pidfd)
     finally:
-        os.close(going)
-        os.close(done)
-        pidfd_send_signal(pidfd, 9)
-        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-        os.close(pidfd)
+        ours.close()
+        theirs.close()
+
+
+def _take_over(pid: int, pidfd: int, holder: socket, user: UserNamespace, kinds: int) -> UserNamespace:
+    """Give the holder its maps, and take from it what it was made for."""
+    # a writer with privileges leaves setgroups(2) allowed: the image's groups must be kept
+    _write_map(pid, b"uid_map", user.uids)
+    _write_map(pid, b"gid_map", user.gids)
+    holder.send(b"1", MSG_NOSIGNAL)
+    answer = holder.recv(4)
+    if answer != b"ok":
+        code = int(answer or b"3")  # ESRCH: it was killed
+        raise OSError(code, os.strerror(code))
+    user.fd = os.open(b"/proc/%d/ns/user" % pid, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if kinds:
+            process.setns(pidfd, kinds)
+    except BaseException:
+        os.close(user.fd)
+        raise
+    return user
 
 
 def become_root() -> None:
@@ -77,17 +84,17 @@ def become_root() -> None:
     os.setresuid(0, 0, 0)
 
 
-def _hold(go: int, doing: int, kinds: int) -> None:
-    """In the new namespace: once the maps are there, become its root and make what it shall own."""
+def _hold(monitor: socket, kinds: int) -> None:
+    """In the new namespace: once the maps are there, become its root and make what it shall own; never returns."""
     try:
-        if os.read(go, 1):
+        if monitor.recv(1):
             try:
                 become_root()  # or the root of /dev/mqueue would be nobody
                 process.unshare(kinds)
-                os.write(doing, b"ok")
+                monitor.send(b"ok", MSG_NOSIGNAL)
             except OSError as error:
-                os.write(doing, b"%d" % (error.errno or 0))
-            os.read(go, 1)  # until the monitor has joined, and lets go or kills
+                monitor.send(b"%d" % (error.errno or 0), MSG_NOSIGNAL)
+            monitor.recv(1)  # until the monitor has joined, and lets go or kills
     finally:
         os._exit(0)
 

@@ -15,6 +15,7 @@ from crishim.errors import InvalidSpec
 from crishim.executor import tables
 from crishim.executor.listener_values import seccomp_flags
 from crishim.linux import selinux
+from crishim.model.capabilities import CAPABILITIES
 from crishim.model.process import (
     PROC_FILES,
     ContainerSpec,
@@ -192,7 +193,7 @@ def capability_mask(names: frozenset[str]) -> int:
     mask = 0
     for name in names:
         try:
-            mask |= 1 << tables.CAPABILITIES.index(name)
+            mask |= 1 << CAPABILITIES.index(name)
         except ValueError:
             raise InvalidSpec(f"capabilities: {name!r} is not a capability") from None
     return mask

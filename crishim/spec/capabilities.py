@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from crishim.errors import InvalidSpec
+from crishim.model.capabilities import CAPABILITIES
 from crishim.model.container import CapabilityChange, ContainerSecurity
 from crishim.model.handler import Handler
 from crishim.model.process import Capabilities
 
-#: what containerd and docker give (executor tables); CRI-O gives five fewer
+#: what containerd and docker give; CRI-O gives five fewer
 DEFAULT = frozenset(
     {
         "CAP_AUDIT_WRITE",
@@ -29,36 +30,7 @@ DEFAULT = frozenset(
     }
 )
 
-#: capabilities(7), as of Linux 6.18
-KNOWN = DEFAULT | {
-    "CAP_DAC_READ_SEARCH",
-    "CAP_LINUX_IMMUTABLE",
-    "CAP_NET_BROADCAST",
-    "CAP_NET_ADMIN",
-    "CAP_IPC_LOCK",
-    "CAP_IPC_OWNER",
-    "CAP_SYS_MODULE",
-    "CAP_SYS_RAWIO",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_PACCT",
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_BOOT",
-    "CAP_SYS_NICE",
-    "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG",
-    "CAP_LEASE",
-    "CAP_AUDIT_CONTROL",
-    "CAP_MAC_OVERRIDE",
-    "CAP_MAC_ADMIN",
-    "CAP_SYSLOG",
-    "CAP_WAKE_ALARM",
-    "CAP_BLOCK_SUSPEND",
-    "CAP_AUDIT_READ",
-    "CAP_PERFMON",
-    "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE",
-}
+KNOWN = frozenset(CAPABILITIES)
 
 
 def capability_sets(
