@@ -58,7 +58,8 @@ def make_pod(node: Node, busybox_root: Path, tmp_path: Path) -> Iterator[Callabl
         pod.stop()
     assert _descriptors("self") == before[0], "descriptors of the server side leak"
     if node.executor.pid == zygote:
-        wait_until(lambda: _descriptors(zygote) == before[1], "the zygote's release of descriptors", timeout_s=15)
+        # fewer is fine: it may have been letting go of the last test's when they were counted
+        wait_until(lambda: _descriptors(zygote) <= before[1], "the zygote's release of descriptors", timeout_s=15)
     mounts = Path("/proc/self/mountinfo").read_text()
     assert str(tmp_path) not in mounts, "a mount of a pod is left on the host"
 
