@@ -152,7 +152,8 @@ def exec_leaf(h: Hierarchy, path: str | bytes, n: int) -> str:
 def remove(h: Hierarchy, path: str | bytes, *, tries: int = _REMOVE_TRIES) -> bool:
     """Remove the cgroup and all below it from every tree; True when none of it is left. Safe to repeat.
 
-    A cgroup stays busy until its zombies are reaped: it is tried `tries` times, with pauses that double from 1 ms.
+    A cgroup is busy until its last process has ended, reaped or not, which takes a moment after SIGKILL: it is tried
+    `tries` times, with pauses that double from 1 ms.
     """
     pause_s = 0.001
     left = [join_path(tree, path) for tree in h.trees()]

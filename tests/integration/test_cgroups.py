@@ -179,6 +179,17 @@ def test_a_joined_process_is_in_every_tree(h: Hierarchy, path: str) -> None:
     assert effects.pids(h, path) == []
 
 
+@views
+def test_an_ended_process_that_nobody_has_reaped_does_not_keep_a_cgroup(h: Hierarchy, path: str) -> None:
+    create(path, h=h)
+    with process("sleep", "100") as child:
+        effects.join(h, path, child.pid)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert effects.pids(h, path) == []
+        assert effects.remove(h, ROOT, tries=1)
+
+
 def test_joining_with_a_process_that_is_gone_says_so(path: str) -> None:
     create(path)
     with process("true") as child:
