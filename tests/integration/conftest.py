@@ -12,6 +12,7 @@ import pytest
 
 from crishim.executor.client import PodSpec
 from crishim.model.process import ProcessSpec
+from crishim.process import close_engine
 from tests.support.container import IDLE, Ended, Node, Pod, make_busybox_root, program, wait_until
 
 #: starts a process as a container's init or as an exec, and tells what it wrote
@@ -34,6 +35,22 @@ def busybox_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("busybox")
     make_busybox_root(root)
     return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root directory of this test's own."""
+    root = tmp_path / "root"
+    root.mkdir()
+    make_busybox_root(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[None]:
+    """The library's engine, which starts when it is needed, ends with the module."""
+    yield
+    close_engine()
 
 
 def _descriptors(pid: int | str) -> int:

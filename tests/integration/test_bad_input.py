@@ -21,10 +21,10 @@ from crishim.errors import (
     Unsupported,
     WrongState,
 )
-from crishim.images.demo import build_demo_image
+from tests.support.faults import server_with_image
 from tests.support.layers import archive as tar
 from tests.support.layers import symlink
-from tests.support.server import NEEDS_SERVER, Server, container_config, load_demo_image, pod_config, wait_until
+from tests.support.server import NEEDS_SERVER, Server, container_config, pod_config, wait_until
 
 pytestmark = pytest.mark.skipif(not NEEDS_SERVER, reason="a server needs root, nsenter and ip")
 
@@ -33,14 +33,8 @@ UNKNOWN = "0" * 64
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("bad") / "node")
-    try:
-        server.start()
-        build_demo_image(server.directory / "demo.tar")
-        load_demo_image(server, server.directory / "demo.tar")
+    with server_with_image(tmp_path_factory.mktemp("bad") / "node") as server:
         yield server
-    finally:
-        server.close()
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import pytest
 from crishim.cri.client import Client
 from crishim.cri.client import messages as m
 from crishim.errors import InvalidSpec, Unavailable, WrongState
-from crishim.images.demo import build_demo_image
-from tests.support.server import NEEDS_SERVER, Server, container_config, load_demo_image, pod_config, wait_until
+from tests.support.faults import server_with_image
+from tests.support.server import NEEDS_SERVER, Server, container_config, pod_config, wait_until
 
 pytestmark = pytest.mark.skipif(not NEEDS_SERVER, reason="a server needs root, nsenter and ip")
 
@@ -61,18 +61,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     profiles = directory / "profiles"
     profiles.mkdir()
     containers = f'seccomp_profile_dir = "{profiles}"\n\n[runtimes.fast]'
-    server = Server(directory / "server", config=f"[containers]\n{containers}\n")
-    try:
-        server.start()
-        archive = directory / "demo.tar"
-        build_demo_image(archive)
-        load_demo_image(server, archive)
+    with server_with_image(directory / "server", config=f"[containers]\n{containers}\n") as server:
         yield server
-        for pod in server.client.runtime("ListPodSandbox", m.ListPodSandboxRequest()).items:
-            server.remove_pod(pod.id)
-        assert server.left_behind() == []
-    finally:
-        server.close()
 
 
 def update(server: Server, container: str, **limits: Any) -> None:

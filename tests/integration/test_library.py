@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.container import make_busybox_root
-
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -21,16 +19,13 @@ def python_blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (PROJECT / page).read_text(), re.DOTALL)
 
 
-def run_blocks(page: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    root = tmp_path / "root"
-    root.mkdir()
-    make_busybox_root(root)
+def run_blocks(page: str, root: Path) -> subprocess.CompletedProcess[str]:
     program = "\n".join(python_blocks(page)).replace("/srv/root", str(root))
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=PROJECT)
 
 
-def test_the_page_of_the_library_runs_as_it_stands(tmp_path: Path) -> None:
-    ended = run_blocks("docs/library.md", tmp_path)
+def test_the_page_of_the_library_runs_as_it_stands(root: Path) -> None:
+    ended = run_blocks("docs/library.md", root)
     assert ended.stderr == ""
     assert ended.stdout.splitlines() == [
         "7",
@@ -48,8 +43,8 @@ def test_the_page_of_the_library_runs_as_it_stands(tmp_path: Path) -> None:
     ]
 
 
-def test_the_example_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
-    ended = run_blocks("README.md", tmp_path)
+def test_the_example_of_the_readme_runs_as_it_stands(root: Path) -> None:
+    ended = run_blocks("README.md", root)
     assert (ended.stderr, ended.stdout) == ("", "hello from a container\n0\n")
 
 
@@ -60,9 +55,9 @@ def cgroups_of_dead_programs() -> set[str]:
     return {name for name in ours if not name.startswith(alive)}
 
 
-def test_a_library_program_leaves_nothing(tmp_path: Path) -> None:
+def test_a_library_program_leaves_nothing(root: Path) -> None:
     before = cgroups_of_dead_programs()
-    assert run_blocks("docs/library.md", tmp_path).returncode == 0
+    assert run_blocks("docs/library.md", root).returncode == 0
     assert cgroups_of_dead_programs() <= before
 
 

@@ -15,25 +15,16 @@ from crishim import Container, ContainerStatus, EventKind, Process, ProcessSpec,
 from crishim.cgroups import effects, stats
 from crishim.errors import WrongState
 from crishim.model.resources import Resources
-from crishim.process import close_engine, open_engine
-from tests.support.container import make_busybox_root, read_line, wait_until
+from crishim.process import open_engine
+from tests.support.container import read_line, wait_until
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.usefixtures("engine")]
 
 IDLE = ProcessSpec(args=("sleep", "1000"), init=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def engine() -> Iterator[None]:
-    yield
-    close_engine()
-
-
 @pytest.fixture
-def container(tmp_path: Path) -> Iterator[Container]:
-    root = tmp_path / "root"
-    root.mkdir()
-    make_busybox_root(root)
+def container(root: Path) -> Iterator[Container]:
     spec = isolated(root, id=f"whole-{os.getpid()}")
     with Container(replace(spec, annotations={"example.org/kind": "test"})) as container:
         yield container

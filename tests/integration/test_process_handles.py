@@ -17,25 +17,16 @@ from crishim.cgroups import effects
 from crishim.errors import InvalidSpec, NotFound, StartFailed, Unsupported, WrongState
 from crishim.model.id_mapping import IdMapping
 from crishim.model.process import CpuAffinity, Namespace, NamespaceKind
-from crishim.process import close_engine, open_engine
-from tests.support.container import make_busybox_root, read_all, read_line, wait_until
+from crishim.process import open_engine
+from tests.support.container import read_all, read_line, wait_until
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.usefixtures("engine")]
 
 IDLE = ProcessSpec(args=("sleep", "1000"), init=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def engine() -> Iterator[None]:
-    yield
-    close_engine()
-
-
 @pytest.fixture
-def container(tmp_path: Path) -> Iterator[Container]:
-    root = tmp_path / "root"
-    root.mkdir()
-    make_busybox_root(root)
+def container(root: Path) -> Iterator[Container]:
     with Container(isolated(root, id=f"handles-{os.getpid()}")) as container:
         yield container
 

@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 
 from crishim.cri.client import messages as m
-from crishim.images.demo import build_demo_image
 from tests.support.load import Worker, methods
-from tests.support.server import NEEDS_SERVER, Server, load_demo_image, wait_until
+from tests.support.server import NEEDS_SERVER, Server, start_with_demo_image, wait_until
 
 pytestmark = pytest.mark.skipif(not NEEDS_SERVER, reason="a server needs root, nsenter and ip")
 
@@ -36,10 +35,7 @@ def test_a_load_of_all_calls_loses_nothing_to_a_server_that_is_killed_again_and_
     over = threading.Event()
     workers = [Worker(number, SEED, server.address, server.logs, over) for number in range(CLIENTS)]
     try:
-        server.start()
-        archive = tmp_path / "demo.tar"
-        build_demo_image(archive)
-        load_demo_image(server, archive)
+        start_with_demo_image(server)
         for worker in workers:
             worker.start()
         _kill_again_and_again(server, random.Random(SEED), over)

@@ -35,14 +35,6 @@ def crishim_run(*words: str | Path, stdin: bytes = b"") -> subprocess.CompletedP
     return subprocess.run([*CRISHIM, *map(str, words)], input=stdin, capture_output=True, timeout=DEADLINE_S)
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "root"
-    root.mkdir()
-    make_busybox_root(root)
-    return root
-
-
 def cgroups_of(pid: int) -> list[str]:
     trees = ["/sys/fs/cgroup", *(tree.path for tree in os.scandir("/sys/fs/cgroup") if tree.is_dir())]
     return [tree for tree in trees if any(name.startswith(f"crishim-run-{pid}-") for name in os.listdir(tree))]

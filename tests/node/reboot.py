@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 
 from crishim.cri.client import messages as m
-from crishim.images.demo import build_demo_image
-from tests.support.server import Server, load_demo_image, pod_config, wait_until
+from tests.support.server import Server, pod_config, start_with_demo_image, wait_until
 
 HOME = Path("/var/lib/rebooted")
 NOTES = HOME / "notes.json"
@@ -35,9 +34,7 @@ class RebootedServer(Server):
 def before() -> None:
     """Run a pod with an address of the bridge."""
     server = RebootedServer()
-    server.start()
-    build_demo_image(HOME / "demo.tar")
-    load_demo_image(server, HOME / "demo.tar")
+    start_with_demo_image(server)
     sandbox, pod = server.run_pod("steady")
     container = server.started(sandbox, pod)
     assert server.sh(container, "echo runs") == "runs\n"

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crishim.cri.client import messages as m
-from crishim.images.demo import build_demo_image
-from tests.support.server import Server, load_demo_image, wait_until
+from tests.support.server import Server, start_with_demo_image, wait_until
 
 #: for what a busy machine may take its time over
 PATIENCE_S = 60.0
@@ -25,9 +24,7 @@ def server_with_image(directory: Path, *, config: str = "") -> Iterator[Server]:
     """A started server that knows the demo's image. At a good end its pods are removed and nothing may be left."""
     server = Server(directory, config=config)
     try:
-        server.start()
-        build_demo_image(directory / "demo.tar")
-        load_demo_image(server, directory / "demo.tar")
+        start_with_demo_image(server)
         yield server
         remove_all(server)
         wait_until(lambda: not server.left_behind(), "an empty node", PATIENCE_S)

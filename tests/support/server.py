@@ -21,6 +21,7 @@ from crishim.cgroups import effects
 from crishim.cgroups.hierarchy import Hierarchy, detect
 from crishim.cri.client import Client
 from crishim.cri.client import messages as m
+from crishim.images.demo import build_demo_image
 
 T = TypeVar("T")
 
@@ -331,6 +332,13 @@ def _change(config: Any, changes: Mapping[str, Any]) -> None:
 def load_demo_image(server: Server, archive: Path) -> str:
     """Id of the demo's image, in the server's store."""
     return str(server.client.load(str(archive)).images[0].id)
+
+
+def start_with_demo_image(server: Server) -> None:
+    """Start a server, and give its store the demo's image."""
+    server.start()
+    build_demo_image(server.directory / "demo.tar")
+    load_demo_image(server, server.directory / "demo.tar")
 
 
 NEEDS_SERVER = os.geteuid() == 0 and shutil.which("nsenter") is not None and shutil.which("ip") is not None

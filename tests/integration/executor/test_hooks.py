@@ -20,31 +20,17 @@ from crishim.cgroups import effects
 from crishim.errors import InvalidSpec, StartFailed
 from crishim.model.process import MountSpec
 from crishim.model.sandbox import IdMapping
-from crishim.process import close_engine, open_engine
+from crishim.process import open_engine
 from crishim.process.engine import cgroup_root
 from crishim.spec.capabilities import DEFAULT
 from crishim.spec.seccomp import runtime_default
-from tests.support.container import make_busybox_root, read_all, wait_until
+from tests.support.container import read_all, wait_until
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.usefixtures("engine")]
 
 EARLY = ("prestart", "create_runtime", "create_container")
 STAGES = (*EARLY, "start_container", "poststart", "poststop")
 IDLE = ProcessSpec(args=("sleep", "1000"), init=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def engine() -> Iterator[None]:
-    yield
-    close_engine()
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "root"
-    root.mkdir()
-    make_busybox_root(root)
-    return root
 
 
 Make = Callable[..., Container]

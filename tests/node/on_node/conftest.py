@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from crishim.images.demo import build_demo_image
 from tests.node.service import SystemdService, systemctl
-from tests.support.server import load_demo_image
+from tests.support.server import start_with_demo_image
 
 
 @pytest.fixture(scope="session")
@@ -16,9 +15,7 @@ def systemd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Systemd
     """When it is closed, no unit of its pods is left and none has failed."""
     server = SystemdService(tmp_path_factory.mktemp("driver") / "node")
     try:
-        server.start()
-        build_demo_image(server.directory / "demo.tar")
-        load_demo_image(server, server.directory / "demo.tar")
+        start_with_demo_image(server)
         yield server
     finally:
         server.close()

@@ -12,9 +12,8 @@ import pytest
 
 from crishim.cgroups.hierarchy import detect
 from crishim.cri.client import messages as m
-from crishim.images.demo import build_demo_image
 from tests.node.service import Service, systemctl
-from tests.support.server import Server, cgroup_directories, container_config, load_demo_image, wait_until
+from tests.support.server import Server, cgroup_directories, container_config, start_with_demo_image, wait_until
 
 pytestmark = pytest.mark.skipif(
     detect().mode != "v2" or os.geteuid() != 0 or not Path("/run/systemd/system").is_dir(),
@@ -28,9 +27,7 @@ POD_LIMITS = ("memory.max", "cpu.max", "pids.max", "cpuset.cpus")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     server = Service(tmp_path_factory.mktemp("service") / "node")
     try:
-        server.start()
-        build_demo_image(server.directory / "demo.tar")
-        load_demo_image(server, server.directory / "demo.tar")
+        start_with_demo_image(server)
         yield server
     finally:
         server.close()
