@@ -40,6 +40,7 @@ ROLES = {
     "inventory": "crishim.executor.inventory:inventory",
     "filter_users": "crishim.executor.inventory:filter_users",
     "hold": "crishim.executor.standin:hold",
+    "relabel": "crishim.executor.relabel:relabel",
     "sources": "crishim.executor.sources:look_at_sources",
     "user_namespaces": "crishim.executor.userns_probe:try_user_namespaces",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from crishim.app.cgroups import Cgroups
@@ -11,16 +10,16 @@ from crishim.errors import InvalidSpec, Unsupported
 from crishim.executor.client import Executor
 from crishim.model.handler import Handler
 from crishim.runtime.apparmor import AppArmorProfiles
+from crishim.runtime.selinux import SELinux
 from crishim.runtime.settings import Settings
 from crishim.spec.capabilities import KNOWN
 from crishim.spec.facts import NodeAbilities
 from crishim.spec.sandbox import checked_sysctls
 
-#: there when SELinux is enabled. Source: selinuxfs of the kernel
-SELINUX = "/sys/fs/selinux/enforce"
 
-
-def settings_of(config: Config, cgroups: Cgroups, executor: Executor, apparmor: AppArmorProfiles) -> Settings:
+def settings_of(
+    config: Config, cgroups: Cgroups, executor: Executor, apparmor: AppArmorProfiles, selinux: SELinux
+) -> Settings:
     """What the use cases are configured with. InvalidSpec and Unsupported name the key that cannot be honoured."""
     node = executor.node
     abilities = NodeAbilities(
@@ -28,7 +27,9 @@ def settings_of(config: Config, cgroups: Cgroups, executor: Executor, apparmor: 
         machine=node.machine,
         capabilities=node.capabilities,
         apparmor=apparmor.enabled,
-        selinux=os.path.exists(SELINUX),
+        selinux=selinux.enabled,
+        selinux_labels=selinux.defaults,
+        selinux_problem=selinux.problem,
         apparmor_default=apparmor.default,
         apparmor_problem=apparmor.problem,
         recursive_read_only=node.recursive_read_only,

@@ -33,6 +33,7 @@ from crishim.runtime.profiles import SeccompProfiles
 from crishim.runtime.recovery import Recovery
 from crishim.runtime.removal import Removal
 from crishim.runtime.sandboxes import Sandboxes
+from crishim.runtime.selinux import SELinux
 from crishim.runtime.sessions.use_cases import Sessions
 from crishim.runtime.settings import Settings
 from crishim.runtime.stopping import Stopping
@@ -59,6 +60,7 @@ class Rooms:
     network: Network
     executor: Executor
     apparmor: AppArmorProfiles
+    selinux: SELinux
     units: Units
     places: Places
     live: Live
@@ -101,6 +103,7 @@ class UseCases:
             exits=exits,
             stopping=stopping,
             removal=removal,
+            selinux=rooms.selinux,
             helper=helper,
         )
         self.containers = Containers(
@@ -152,6 +155,7 @@ def _translation(rooms: Rooms) -> Translation:
         users=ImageUsers(rooms.executor, rooms.images),
         profiles=SeccompProfiles(rooms.settings),
         apparmor=rooms.apparmor,
+        selinux=rooms.selinux,
         units=rooms.units,
         places=rooms.places,
         helper=rooms.helper,

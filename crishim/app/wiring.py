@@ -41,6 +41,7 @@ from crishim.runtime.helper import Helper
 from crishim.runtime.live import Live
 from crishim.runtime.operations import Operations
 from crishim.runtime.places import Places
+from crishim.runtime.selinux import SELinux
 from crishim.runtime.settings import Settings
 from crishim.runtime.units import Units
 from crishim.runtime.user_namespaces import why_no_user_namespaces
@@ -78,10 +79,12 @@ class Server:
         self._apparmor.prepare()
         if self._apparmor.problem:
             logger.warning("containers that name no AppArmor profile are unconfined: %s", self._apparmor.problem)
+        self._selinux = SELinux(config.server.selinux)
+        self._selinux.prepare()
+        if self._selinux.problem:
+            logger.warning("containers get no SELinux contexts: %s", self._selinux.problem)
         self._cgroups = cgroups
         self._settings = self._translate(config)
-        if self._settings.node.selinux:
-            logger.warning("SELinux is enabled, but selinux_options and selinux_relabel are not applied")
         self._units = Units(cgroups.systemd, executor)
         self._durable = DurableStore(root)
         self._network = _network(config)
@@ -110,7 +113,7 @@ class Server:
         self._streaming: StreamingServer | None = None
 
     def _translate(self, config: Config) -> Settings:
-        return settings_of(config, self._cgroups, self._executor, self._apparmor)
+        return settings_of(config, self._cgroups, self._executor, self._apparmor, self._selinux)
 
     async def start(self) -> None:
         """Listen at once, answer when recovery is done."""
@@ -195,6 +198,7 @@ class Server:
                 network=self._network,
                 executor=self._executor,
                 apparmor=self._apparmor,
+                selinux=self._selinux,
                 units=self._units,
                 places=self._places,
                 live=self._live,

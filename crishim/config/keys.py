@@ -88,6 +88,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "server.metrics": ip_and_port,
         "server.log_level": one_of("debug", "info", "warning", "error"),
         "server.apparmor_profile": matching(_PROFILE, 'the name of an AppArmor profile, or "unconfined"'),
+        "server.selinux": one_of("auto", "on", "off"),
         "streaming.listen": ip_and_port,
         "streaming.cert_file": file_path,
         "streaming.key_file": file_path,

@@ -43,6 +43,8 @@ class ServerConfig:
     log_level: str = "info"
     #: AppArmor profile of containers that name none; "unconfined" is none
     apparmor_profile: str = "crishim-default"
+    #: SELinux contexts for containers: "auto" where the node has a policy that knows them, "on" or no start, "off"
+    selinux: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)

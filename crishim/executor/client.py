@@ -29,6 +29,7 @@ from crishim.executor.probe import NodeFacts, probe
 from crishim.executor.remote import ExecProcess, Monitor, read_exit_record
 from crishim.executor.requests import ExecExit, ExecSpec, MonitoredContainer, PodSpec, StartedContainer
 from crishim.executor.value import ERROR, log_level
+from crishim.linux.selinux import why_refused as why_label_refused
 from crishim.model.process import ContainerSpec, NamespaceKind
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "check_hooks",
     "log_level",
     "read_exit_record",
+    "why_label_refused",
 ]
 
 

@@ -95,6 +95,14 @@ class SELinuxOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class PodLabels:
+    """SELinux contexts of a pod's processes and files; a container may name parts of its own."""
+
+    process: str
+    mount: str
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxSecurity:
     """CRI `LinuxSandboxSecurityContext`."""
 
@@ -170,3 +178,5 @@ class Sandbox:
     reason: str = ""
     #: options of its runtime handler when it was run; a change of the configuration is for sandboxes to come
     handler: Handler = PLAIN
+    #: None: the node gave no SELinux contexts when it was run
+    selinux: PodLabels | None = None

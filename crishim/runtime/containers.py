@@ -26,6 +26,7 @@ from crishim.runtime.live import Live, LiveContainer
 from crishim.runtime.observer import Observer
 from crishim.runtime.operations import Locks, Operation, Operations
 from crishim.runtime.places import Places
+from crishim.runtime.relabel import relabel
 from crishim.runtime.removal import Removal
 from crishim.runtime.settings import Settings
 from crishim.runtime.steps import reached
@@ -143,6 +144,8 @@ class Containers:
             spec = await self._translation.spec(container_id, config, sandbox, image, rootfs, volumes)
             self._places.write_spec(sandbox.id, spec)
             reached("create_container.spec")
+            operation.enter("create_container.relabel")
+            await relabel(self._executor, self._settings, spec, config, volumes)
             operation.enter("create_container.status")
             self._ready_sandbox(sandbox.id)  # it may have been stopped meanwhile
             self._store.put_container(_container(spec, with_digests(config, volumes.images), sandbox, image))

@@ -13,6 +13,7 @@ from crishim.model.leftover import Leftover
 from crishim.model.node import CgroupDriver, Condition, NodeFeatures, NodeStatus, RuntimeHandler
 from crishim.network.door import Network
 from crishim.runtime.operations import Operations
+from crishim.runtime.selinux import contexts_of
 from crishim.runtime.settings import Settings
 from crishim.runtime.steps import WAITS
 from crishim.spec.facts import NodeAbilities
@@ -71,7 +72,7 @@ class Node:
             "networkMode": self._settings.network_mode,
             "seccompProfileDir": self._settings.seccomp_profile_dir,
             "appArmor": _apparmor(self._settings.node),
-            "seLinux": {"enabled": self._settings.node.selinux, "labelsApplied": False},
+            "seLinux": _selinux(self._settings.node),
             "runtimeHandlers": list(self._settings.handlers),
             "defaultRuntimeHandler": self._settings.default_handler,
             "noUserNamespaces": self._settings.no_user_namespaces,
@@ -114,3 +115,13 @@ class Node:
 def _apparmor(node: NodeAbilities) -> dict[str, object]:
     """Whether the node has it, which profile containers get that name none, and what is wrong with that."""
     return {"enabled": node.apparmor, "default": node.apparmor_default, "problem": node.apparmor_problem}
+
+
+def _selinux(node: NodeAbilities) -> dict[str, object]:
+    """Whether the node has it, the contexts of containers that name none, and why there are none where they should."""
+    labels = node.selinux_labels
+    return {
+        "enabled": node.selinux,
+        "labels": None if labels is None else contexts_of(labels),
+        "problem": node.selinux_problem,
+    }

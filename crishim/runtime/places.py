@@ -13,6 +13,7 @@ All of it is lost with the boot, as the processes are. Written under a temporary
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -85,9 +86,12 @@ class Places:
         """Path of a file that containers of the sandbox see."""
         return self.sandbox(sandbox_id) / "files" / name
 
-    def write_file(self, sandbox_id: str, name: str, text: str) -> None:
-        """Make or replace such a file, 0644. Exhausted when the state directory is full, as for all that is written."""
-        _write(self.file(sandbox_id, name), text.encode("utf-8", "surrogateescape"), 0o644)
+    def write_file(self, sandbox_id: str, name: str, text: str, label: str | None = None) -> None:
+        """Make or replace such a file, 0644. Exhausted when the state directory is full, as for all that is written.
+
+        label: its SELinux context, on a file system that has them.
+        """
+        _write(self.file(sandbox_id, name), text.encode("utf-8", "surrogateescape"), 0o644, label)
 
     def has_file(self, sandbox_id: str, name: str) -> str | None:
         """Its path, None when it was not made."""
@@ -216,15 +220,25 @@ class Places:
         return replace(stored.spec, process=replace(stored.spec.process, seccomp=program))
 
 
-def _write(path: Path, content: bytes, mode: int = 0o600) -> None:
+def _write(path: Path, content: bytes, mode: int = 0o600, label: str | None = None) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
             file.write(content)
             os.fchmod(fd, mode)
+            if label is not None:
+                _set_label(fd, label)
         os.replace(temporary, path)
     except OSError as error:
         with suppress(OSError):
             os.unlink(temporary)
         raise Exhausted(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _set_label(fd: int, label: str) -> None:
+    try:
+        os.setxattr(fd, "security.selinux", label.encode())
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise

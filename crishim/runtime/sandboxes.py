@@ -25,6 +25,7 @@ from crishim.runtime.live import Live
 from crishim.runtime.operations import Operation, Operations
 from crishim.runtime.places import Places
 from crishim.runtime.removal import Removal
+from crishim.runtime.selinux import SELinux
 from crishim.runtime.settings import Settings
 from crishim.runtime.steps import reached
 from crishim.runtime.stopping import Stopping
@@ -56,6 +57,7 @@ class Sandboxes:
         exits: Exits,
         stopping: Stopping,
         removal: Removal,
+        selinux: SELinux,
         helper: Helper,
     ) -> None:
         self._settings = settings
@@ -70,6 +72,7 @@ class Sandboxes:
         self._exits = exits
         self._stopping = stopping
         self._removal = removal
+        self._selinux = selinux
         self._helper = helper
 
     # -- run
@@ -100,8 +103,15 @@ class Sandboxes:
             )
         if plan.network:
             await self._require_network()
-        sandbox = self._planned(config, plan, handler)
-        operation.concern(sandbox.id)
+        self._selinux.check_sandbox(config.security.selinux)
+        with self._selinux.labelled(self._planned(config, plan, handler), self._store.list_sandboxes) as sandbox:
+            operation.concern(sandbox.id)
+            await self._make(sandbox, plan, resolv_conf, operation)
+        return sandbox.id
+
+    async def _make(
+        self, sandbox: Sandbox, plan: spec.SandboxPlan, resolv_conf: str | None, operation: Operation
+    ) -> None:
         await self._durable.reserve_sandbox(self._reservation(sandbox))
         reached("run_sandbox.reserved")
         async with Undo(
@@ -128,7 +138,6 @@ class Sandboxes:
             self._store.put_sandbox(sandbox)
             undo.keep()
         reached("run_sandbox.status")
-        return sandbox.id
 
     async def _require_network(self) -> None:
         readiness = await self._network.ready()
@@ -182,6 +191,7 @@ class Sandboxes:
             sysctls=plan.sysctls,
             uid_mappings=plan.users.uids if plan.users else (),
             gid_mappings=plan.users.gids if plan.users else (),
+            mount_label=_mount_label(sandbox),
         )
         monitor = await self._executor.start_monitor(sandbox.id, directory, pod)
         self._exits.watch_monitor(monitor)
@@ -211,17 +221,19 @@ class Sandboxes:
         if resolv_conf is None:
             with suppress(OSError):
                 resolv_conf = Path("/etc/resolv.conf").read_text(encoding="utf-8", errors="surrogateescape")
-        self._places.write_file(sandbox.id, "resolv.conf", resolv_conf or "")
-        self._places.write_file(sandbox.id, "hostname", hostname_of(sandbox) + "\n")
+        label = _mount_label(sandbox)
+        self._places.write_file(sandbox.id, "resolv.conf", resolv_conf or "", label)
+        self._places.write_file(sandbox.id, "hostname", hostname_of(sandbox) + "\n", label)
 
     def _write_hosts(self, sandbox: Sandbox) -> None:
         """For containers that bring no /etc/hosts of their own; the kubelet always sends one."""
         if sandbox.config.security.namespaces.network is NamespaceMode.NODE:
             with suppress(OSError):
                 text = Path("/etc/hosts").read_text(encoding="utf-8", errors="surrogateescape")
-                self._places.write_file(sandbox.id, "hosts", text)
+                self._places.write_file(sandbox.id, "hosts", text, _mount_label(sandbox))
             return
-        self._places.write_file(sandbox.id, "hosts", spec.hosts_file(hostname_of(sandbox), sandbox.ips))
+        text = spec.hosts_file(hostname_of(sandbox), sandbox.ips)
+        self._places.write_file(sandbox.id, "hosts", text, _mount_label(sandbox))
 
     async def _keep(self, sandbox: Sandbox, problems: str) -> None:
         """What could not be taken back stays visible as NOTREADY, so that the kubelet stops and removes it again."""
@@ -325,6 +337,10 @@ def is_ready(store: Store, sandbox_id: str) -> bool:
 def operation_key(config: SandboxConfig) -> tuple[str, str, str, str, int]:
     """Key of the run of this identity."""
     return ("RunPodSandbox", config.name, config.namespace, config.uid, config.attempt)
+
+
+def _mount_label(sandbox: Sandbox) -> str | None:
+    return None if sandbox.selinux is None else sandbox.selinux.mount
 
 
 def _with_sums(config: SandboxConfig, overhead: Resources | None, resources: Resources | None) -> SandboxConfig:

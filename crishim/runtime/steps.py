@@ -67,6 +67,7 @@ WAITS = {
     "run_sandbox.network": "the pod network (its plugin, or the kernel)",
     "create_container.rootfs": "the disk of the image store",
     "create_container.spec": "the users and devices of the node and the image",
+    "create_container.relabel": "the file systems of the volumes, whose files are labelled",
     "start_container.started": "the pod's monitor, which mounts and executes",
     "stop_container.signalled": "the container, which has its grace period",
     "stop_container.killed": "the kernel: the processes were killed and are not gone yet",

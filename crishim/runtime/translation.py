@@ -16,7 +16,7 @@ from crishim.model.container import ContainerConfig, ContainerSecurity
 from crishim.model.handler import Handler
 from crishim.model.image import Image
 from crishim.model.process import ContainerSpec, RootFs, SeccompFilter
-from crishim.model.sandbox import Sandbox
+from crishim.model.sandbox import PodLabels, Sandbox
 from crishim.runtime.apparmor import AppArmorProfiles
 from crishim.runtime.devices import host_devices
 from crishim.runtime.edits import Edits, annotations_of
@@ -25,6 +25,7 @@ from crishim.runtime.helper import Helper
 from crishim.runtime.places import Places
 from crishim.runtime.profiles import SeccompProfiles
 from crishim.runtime.sandboxes import hostname_of
+from crishim.runtime.selinux import SELinux
 from crishim.runtime.settings import Settings
 from crishim.runtime.units import Units
 from crishim.runtime.users import ImageUsers
@@ -52,6 +53,7 @@ class Translation:
         users: ImageUsers,
         profiles: SeccompProfiles,
         apparmor: AppArmorProfiles,
+        selinux: SELinux,
         units: Units,
         places: Places,
         helper: Helper,
@@ -62,6 +64,7 @@ class Translation:
         self._users = users
         self._profiles = profiles
         self._apparmor = apparmor
+        self._selinux = selinux
         self._units = units
         self._places = places
         self._helper = helper
@@ -97,6 +100,8 @@ class Translation:
             cgroup_driver=self._settings.cgroup_driver,
         )
         spec = container_spec(container_id, config, sandbox, around)
+        if config.security.selinux is not None and spec.mount_label is not None:
+            self._selinux.require("linux.security_context", PodLabels(spec.process.label or "", spec.mount_label))
         if spec.process.apparmor_profile is not None:
             await self._helper.run(self._apparmor.require, spec.process.apparmor_profile)
         if self._edits.concern(config, sandbox):

@@ -45,6 +45,8 @@ def oci_config(spec: ContainerSpec) -> dict[str, object]:
             "readonlyPaths": list(spec.readonly_paths),
         },
     }
+    if spec.mount_label:
+        config["linux"]["mountLabel"] = spec.mount_label  # type: ignore[index]
     if spec.hostname is not None:
         config["hostname"] = spec.hostname
     return config
@@ -66,6 +68,8 @@ def _process(process: ProcessSpec) -> dict[str, object]:
     }
     if process.capabilities is not None:
         value["capabilities"] = _capabilities(process.capabilities)
+    if process.label:
+        value["selinuxLabel"] = process.label
     return value
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from crishim.errors import InvalidSpec
-from crishim.model.container import ContainerConfig
+from crishim.model.container import ContainerConfig, ContainerSecurity
 from crishim.model.image import ImageConfig
 from crishim.model.node import CgroupDriver
 from crishim.model.process import (
@@ -27,6 +27,7 @@ from crishim.spec.cgroup import container_cgroup, device_rules, limits
 from crishim.spec.facts import HostDevice, NodeAbilities, PodFiles, Users
 from crishim.spec.mounts import check_paths, container_mounts
 from crishim.spec.process import container_process
+from crishim.spec.selinux import SELINUXFS, container_labels, refuse_without_labels
 from crishim.spec.user_namespace import check_mapped, check_users
 
 #: nodes of every /dev: path to (major, minor), all of kind "c", 0666
@@ -74,7 +75,10 @@ def container_spec(container_id: str, config: ContainerConfig, sandbox: Sandbox,
             " container needs a privileged sandbox"
         )
     pod = sandbox.config.security.namespaces
-    pid_mode = namespaces_of(config, sandbox).pid
+    asked_namespaces = namespaces_of(config, sandbox)
+    pid_mode = asked_namespaces.pid
+    refuse_without_labels("linux.security_context", security.selinux, around.node.selinux_problem)
+    label, mount_label = container_labels(config, sandbox, asked_namespaces, around.node.selinux_labels)
     rootfs, handler = around.rootfs, sandbox.handler
     asked = sandbox.config.annotations
     process = container_process(
@@ -91,6 +95,7 @@ def container_spec(container_id: str, config: ContainerConfig, sandbox: Sandbox,
         id=container_id,
         process=replace(
             process,
+            label=label,
             user=replace(process.user, umask=umask_of(asked, handler)),
             rlimits=rlimits_of(around.rlimits, handler, asked),
         ),
@@ -110,14 +115,22 @@ def container_spec(container_id: str, config: ContainerConfig, sandbox: Sandbox,
             cgroup_writable=handler.cgroup_writable,
         ),
         device_nodes=_nodes(around.devices),
-        masked_paths=() if security.privileged else check_paths("masked_paths", security.masked_paths),
+        masked_paths=_masked_paths(security, labelled=mount_label is not None),
         readonly_paths=() if security.privileged else check_paths("readonly_paths", security.readonly_paths),
         log=_log(sandbox.config.log_directory, config.log_path),
         stdin=config.stdin,
         stdin_once=config.stdin_once,
         make_missing_sources=around.make_missing_sources,
         directories=around.directories,
+        mount_label=mount_label,
     )
+
+
+def _masked_paths(security: ContainerSecurity, *, labelled: bool) -> tuple[str, ...]:
+    if security.privileged:
+        return ()
+    paths = (*security.masked_paths, SELINUXFS) if labelled else security.masked_paths
+    return check_paths("masked_paths", paths)
 
 
 def all_devices(config: ContainerConfig, sandbox: Sandbox) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from crishim.model.process import DeviceNode
+from crishim.spec.selinux import DefaultLabels
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,12 @@ class NodeAbilities:
     #: our own bounding set, by name ("CAP_CHOWN"): nobody can be given more
     capabilities: frozenset[str]
     apparmor: bool = False
-    #: SELinux is enabled; labels are not applied
+    #: SELinux is enabled
     selinux: bool = False
+    #: contexts of containers that name none; None: nobody gets any
+    selinux_labels: DefaultLabels | None = None
+    #: why nobody does although they should, as a sentence
+    selinux_problem: str = ""
     #: AppArmor profile of containers that name none; None leaves them unconfined
     apparmor_default: str | None = None
     #: why the default profile could not be loaded, as a sentence; "" when it was, or none is wanted

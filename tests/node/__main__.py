@@ -11,7 +11,7 @@ import argparse
 import shlex
 import sys
 
-from tests.node import boot, image
+from tests.node import boot, image, policy
 
 #: what depends on the kind of cgroup tree, on init or on the kernel's security modules
 TESTS = (
@@ -29,10 +29,12 @@ def main() -> int:
     parser.add_argument("--command", metavar="SHELL", help="run this instead of pytest")
     parser.add_argument("--timeout", type=int, default=3600, metavar="S", help="seconds until the node is killed")
     parser.add_argument("--tool", metavar="NAME", action="append", default=[], help="take a built program of tests.e2e")
+    parser.add_argument("--selinux", action="store_true", help="boot it with SELinux instead of AppArmor")
     arguments, tests = parser.parse_known_args()
     node = image.build(boot.LOCK)
     command = arguments.command or f"{boot.PYTEST} {shlex.join(tests or TESTS)}"
-    return boot.run(node, command, arguments.timeout, with_tools=arguments.tool)
+    kernel = policy.BOOT if arguments.selinux else ()
+    return boot.run(node, command, arguments.timeout, with_tools=arguments.tool, kernel=kernel)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,13 @@ def run(
     with_tools: Sequence[str] = (),
     console: list[str] | None = None,
     reboots: bool = False,
+    kernel: Sequence[str] = (),
 ) -> int:
     """Status of a shell command on the node; 1 when the node ended without telling it.
 
     with_tools: names of built programs of tests.e2e to take along. The node's console is printed, and appended to
     `console` line by line. reboots: the command runs at each boot, and may reset the node; otherwise that ends it.
+    kernel: further words of the kernel's command line.
     """
     with tempfile.TemporaryDirectory(prefix="crishim-node-") as directory:
         code = Path(directory) / "code"
@@ -42,14 +44,17 @@ def run(
         _copy_tools(with_tools, code / _TOOLS)
         (code / image.START).write_text(_start_script(command))
         image.make_disk(code, Path(directory) / "disk", "512M")
-        return _boot(node, Path(directory) / "disk", timeout_s, console, reboots=reboots)
+        return _boot(node, Path(directory) / "disk", timeout_s, console, kernel, reboots=reboots)
 
 
-def run_tests(node: Path, tests: Sequence[str], timeout_s: int) -> dict[str, list[results.Result]]:
+def run_tests(
+    node: Path, tests: Sequence[str], timeout_s: int, kernel: Sequence[str] = ()
+) -> dict[str, list[results.Result]]:
     """Results by file of tests that ran on the node; ValueError with the end of its console when there are none."""
     console: list[str] = []
     send = results.SEND.format(report=_REPORT)
-    run(node, f"{PYTEST} --junitxml={_REPORT} {shlex.join(tests)}; {send}", timeout_s, console=console)
+    command = f"{PYTEST} --junitxml={_REPORT} {shlex.join(tests)}; {send}"
+    run(node, command, timeout_s, console=console, kernel=kernel)
     found: dict[str, list[results.Result]] = {}
     for result in results.parse("".join(console)):
         found.setdefault(result.file, []).append(result)
@@ -88,12 +93,15 @@ bash -c {shlex.quote(command)}; echo "{_SAID}$?"
 """
 
 
-def _boot(node: Path, code: Path, timeout_s: int, console: list[str] | None, *, reboots: bool) -> int:
+def _boot(
+    node: Path, code: Path, timeout_s: int, console: list[str] | None, kernel: Sequence[str], *, reboots: bool
+) -> int:
     command = ["nice", "-n", "2", "qemu-system-x86_64", "-display", "none", "-monitor", "none", "-serial", "stdio"]
     command += ["-nic", "none", "-snapshot", *(() if reboots else ("-no-reboot",))]
     command += ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-smp", "2", "-m", "3072"]
     command += ["-kernel", str(node / "kernel"), "-initrd", str(node / "initrd")]
-    command += ["-append", "root=/dev/vda rw console=ttyS0 quiet panic=-1 mitigations=off audit=0"]
+    words = ("root=/dev/vda", "rw", "console=ttyS0", "quiet", "panic=-1", "mitigations=off", "audit=0", *kernel)
+    command += ["-append", " ".join(words)]
     for disk in (node / "disk", code):
         command += ["-drive", f"file={disk},if=virtio,format=raw"]
     command = ["timeout", "--foreground", str(timeout_s), *command]

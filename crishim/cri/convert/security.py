@@ -5,6 +5,7 @@ A missing message and an empty one differ here: NamespaceOption's zero is POD an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Final, cast
 
@@ -28,6 +29,11 @@ _OLD_PROFILES: Final = {
     "docker/default": SecurityProfile(ProfileType.RUNTIME_DEFAULT),
     "unconfined": SecurityProfile(ProfileType.UNCONFINED),
 }
+_CATEGORIES: Final = r"s[0-9]{1,4}(?::c[0-9]{1,4}(?:[.,]c[0-9]{1,4})*)?"
+#: a level of an SELinux context, or a range of two
+_LEVEL: Final = re.compile(f"{_CATEGORIES}(?:-{_CATEGORIES})?")
+#: the name of a user, a role or a type
+_LABEL_PART: Final = re.compile(r"[A-Za-z0-9_.-]{1,255}")
 #: NGROUPS_MAX of linux/limits.h
 _MAX_GROUPS: Final = 65536
 
@@ -139,10 +145,10 @@ def selinux(
     options = message.selinux_options
     parts = {"user": options.user, "role": options.role, "type": options.type, "level": options.level}
     for part, value in parts.items():
-        if value:
-            checks.word(f"{path}.{part}", value)
-        if ":" in value and part != "level":
-            checks.refuse(f"{path}.{part}", value, 'only the level may hold ":"')
+        if value and part == "level" and not _LEVEL.fullmatch(value):
+            checks.refuse(f"{path}.{part}", value, "it must be a level like s0:c1,c2")
+        if value and part != "level" and not _LABEL_PART.fullmatch(value):
+            checks.refuse(f"{path}.{part}", value, "it must be a name of letters, digits, underscores, dots and dashes")
     return SELinuxOptions(**parts) if any(parts.values()) else None
 
 

@@ -105,7 +105,8 @@ def test_t32_nobody_else_can_enter_our_directories(server: Server, sandbox: tupl
 def test_t33_labels_of_the_hosts_files_are_left_alone(server: Server, sandbox: tuple[str, Any], tmp_path: Path) -> None:
     """CVE-2021-43816: a volume is relabelled for the container, and so are files of the host that it leads to.
 
-    Defence: nothing is relabelled in this version, whatever is asked for.
+    Defence: nothing is relabelled on a node without SELinux, whatever is asked for; on one with it never a directory of
+    the host, and nothing by links (`test_relabel.py`, and `test_selinux.py` of the node).
     """
     label = b"system_u:object_r:etc_t:s0\0"
     (tmp_path / "file").write_text("x")

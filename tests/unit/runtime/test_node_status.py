@@ -13,6 +13,7 @@ from crishim.runtime.node import Node
 from crishim.runtime.operations import Operations
 from crishim.runtime.settings import Settings
 from crishim.spec.facts import NodeAbilities
+from crishim.spec.selinux import Context, DefaultLabels
 
 ABILITIES = NodeAbilities((6, 18), "x86_64", frozenset())
 
@@ -36,7 +37,16 @@ def test_what_protects_containers_is_told() -> None:
     assert config(loaded)["appArmor"] == {"enabled": True, "default": "crishim-default", "problem": ""}
     broken = replace(ABILITIES, apparmor=True, apparmor_problem="no compiler")
     assert config(broken)["appArmor"] == {"enabled": True, "default": None, "problem": "no compiler"}
-    assert config(replace(ABILITIES, selinux=True))["seLinux"] == {"enabled": True, "labelsApplied": False}
+
+
+def test_the_labels_of_containers_are_told() -> None:
+    assert config(ABILITIES)["seLinux"] == {"enabled": False, "labels": None, "problem": ""}
+    labels = DefaultLabels(Context("u", "r", "t", "s0"), Context("u", "object_r", "f", "s0"))
+    told = config(replace(ABILITIES, selinux=True, selinux_labels=labels))["seLinux"]
+    shown = {"process": "u:r:t:s0", "file": "u:object_r:f:s0", "privileged": None}
+    assert told == {"enabled": True, "labels": shown, "problem": ""}
+    broken = replace(ABILITIES, selinux=True, selinux_problem="no policy")
+    assert config(broken)["seLinux"] == {"enabled": True, "labels": None, "problem": "no policy"}
 
 
 def test_the_cgroup_driver_is_told() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from crishim.errors import InvalidSpec
+from crishim.errors import InvalidSpec, Unsupported
 from crishim.images.users import UserDatabase
 from crishim.model.container import ContainerConfig, ContainerSecurity, Mount
 from crishim.model.id_mapping import IdMapping
@@ -26,10 +26,12 @@ from crishim.model.resources import Resources
 from crishim.model.sandbox import (
     NamespaceMode,
     NamespaceOptions,
+    PodLabels,
     Sandbox,
     SandboxConfig,
     SandboxSecurity,
     SandboxState,
+    SELinuxOptions,
     UserNamespace,
 )
 from crishim.spec.capabilities import KNOWN
@@ -37,6 +39,7 @@ from crishim.spec.cgroup import pod_cgroup
 from crishim.spec.container import Surroundings, check_namespaces, container_spec, exec_namespaces
 from crishim.spec.facts import HostDevice, NodeAbilities, PodFiles
 from crishim.spec.mounts import container_mounts
+from crishim.spec.selinux import Context, DefaultLabels
 
 FILES = PodFiles("/s/resolv.conf", "/s/hostname", "/s/hosts")
 PRIVATE_PID = NamespaceOptions(pid=NamespaceMode.CONTAINER)
@@ -322,3 +325,29 @@ def test_the_pods_cgroup_is_the_kubelets_or_below_ours() -> None:
     for parent in ("relative", "/", "/a/../b"):
         with pytest.raises(InvalidSpec, match="cgroup_parent"):
             pod_cgroup(parent, "/crishim.slice", "s")
+
+
+LABELS = DefaultLabels(
+    Context("system_u", "system_r", "container_t", "s0"),
+    Context("system_u", "object_r", "container_file_t", "s0"),
+    Context("system_u", "system_r", "spc_t", "s0"),
+)
+LABELLED = replace(SANDBOX, selinux=PodLabels("u:r:container_t:s0:c1,c2", "u:object_r:container_file_t:s0:c1,c2"))
+
+
+def test_the_labels_of_a_container_are_its_pods_and_selinuxfs_is_masked() -> None:
+    around = replace(AROUND, node=replace(AROUND.node, selinux_labels=LABELS))
+    spec = container_spec("c1", CONFIG, LABELLED, around)
+    assert spec.process.label == "u:r:container_t:s0:c1,c2"
+    assert spec.mount_label == "u:object_r:container_file_t:s0:c1,c2"
+    assert spec.masked_paths == ("/proc/keys", "/sys/fs/selinux")
+    plain = container_spec("c1", CONFIG, SANDBOX, AROUND)
+    assert (plain.process.label, plain.mount_label, plain.masked_paths) == (None, None, ("/proc/keys",))
+
+
+def test_labels_that_are_asked_for_and_cannot_be_given_are_refused() -> None:
+    node = replace(AROUND.node, selinux_problem="the policy knows no containers")
+    asks = replace(CONFIG, security=replace(CONFIG.security, selinux=SELinuxOptions(level="s0:c1")))
+    with pytest.raises(Unsupported, match=r"^linux\.security_context\.selinux_options: .*knows no containers$"):
+        container_spec("c1", asks, SANDBOX, replace(AROUND, node=node))
+    assert container_spec("c1", asks, SANDBOX, AROUND).process.label is None, "this node has no SELinux"
