@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import select
 import shutil
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +74,52 @@ def swapping(first: Path, second: Path) -> Iterator[None]:
             assert swapper.poll() is None, "the exchange ended by itself"
         finally:
             swapper.kill()
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Exchange two names, once (renameat2(2), RENAME_EXCHANGE)."""
+    if ctypes.PyDLL(None).syscall(_RENAMEAT2, -100, os.fsencode(first), -100, os.fsencode(second), 2) != 0:
+        raise OSError(f"{first} and {second} were not exchanged")
+
+
+_FAN_CLOEXEC, _FAN_CLASS_CONTENT, _FAN_MARK_ADD, _FAN_ALLOW = 0x1, 0x4, 0x1, 1
+_FAN_OPEN_PERM, _FAN_EVENT_ON_CHILD = 0x1_0000, 0x0800_0000
+#: of an event: its length, version, length of this head, mask, a descriptor of the file, the pid of who opens it
+_FAN_EVENT = struct.Struct("=IBxHQii")
+
+
+@contextmanager
+def at_each_open(directory: Path, act: Callable[[str], None]) -> Iterator[None]:
+    """Who opens something in the directory stands still there, while `act` is called with the name (fanotify(7)).
+
+    So a race is no matter of luck. `act` must open nothing in the directory. Skips where the kernel cannot.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    notices = libc.fanotify_init(_FAN_CLASS_CONTENT | _FAN_CLOEXEC, os.O_RDONLY | os.O_CLOEXEC)
+    if notices < 0:
+        pytest.skip(f"fanotify is needed to hold an open: {os.strerror(ctypes.get_errno())}")
+    mask = ctypes.c_uint64(_FAN_OPEN_PERM | _FAN_EVENT_ON_CHILD)
+    assert libc.fanotify_mark(notices, _FAN_MARK_ADD, mask, -100, os.fsencode(directory)) == 0
+    over = os.eventfd(0, os.EFD_CLOEXEC)
+
+    def answer() -> None:
+        while over not in select.select([notices, over], [], [])[0]:
+            for _, _, _, _, opened, _ in _FAN_EVENT.iter_unpack(os.read(notices, 100 * _FAN_EVENT.size)):
+                try:
+                    act(os.path.basename(os.readlink(f"/proc/self/fd/{opened}")))
+                finally:
+                    os.write(notices, struct.pack("=iI", opened, _FAN_ALLOW))
+                    os.close(opened)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.eventfd_write(over, 1)
+        thread.join()
+        os.close(notices)  # who still waits goes on
+        os.close(over)
 
 
 def resident_bytes(pid: int) -> int:

@@ -24,6 +24,7 @@ from tests.support.container import (
     IDLE,
     MOUNTS,
     NAMESPACES,
+    Container,
     Pod,
     all_capabilities,
     program,
@@ -32,7 +33,7 @@ from tests.support.container import (
     script,
     wait_until,
 )
-from tests.support.hostile import compiled, swapping, with_layer
+from tests.support.hostile import at_each_open, compiled, exchange, swapping, with_layer
 
 _F_GET_SEALS = 1034
 #: SEAL, SHRINK, GROW, WRITE
@@ -232,19 +233,56 @@ def _volume_as_dev(place: Path) -> tuple[MountSpec, ...]:
     return (*(mount for mount in MOUNTS if not mount.target.startswith("/dev")), MountSpec("/dev", source=str(place)))
 
 
-def test_t19_a_terminal_whose_name_is_exchanged_becomes_the_console_all_the_same(pod: Pod, tmp_path: Path) -> None:
-    """CVE-2025-52565: /dev/pts is exchanged for a directory of links while the console is bound from there.
-
-    Defence: the terminal is taken from its multiplexer by TIOCGPTPEER and bound by that descriptor, so that no name
-    in /dev/pts is used. A container that opened any name of the trap shows it in its mounts, or is not started.
-    """
-    before = CORE_PATTERN.read_text()
+def _trapped_terminals(place: Path) -> tuple[tuple[MountSpec, ...], Path]:
+    """Mounts of a container whose /dev is a volume, and a directory to exchange its pts for: its names lead to procfs."""
     pts = next(mount for mount in MOUNTS if mount.target == "/dev/pts")
-    mounts = (*_volume_as_dev(tmp_path / "dev"), pts)
-    trap = tmp_path / "dev/trap"
+    mounts = (*_volume_as_dev(place), pts)
+    trap = place / "trap"
     trap.mkdir()
     for name in ("0", "1", "ptmx"):
         (trap / name).symlink_to(CORE_PATTERN)
+    return mounts, trap
+
+
+def _is_a_terminal(container: Container) -> bool:
+    """Whether the container's /dev/console is the first terminal of a devpts, and nothing else came into its mounts."""
+    table = [line.split() for line in container.proc("mountinfo").splitlines()]
+    (console,) = (fields for fields in table if fields[4] == "/dev/console")
+    assert not [fields for fields in table if "core_pattern" in fields[3] + fields[4]]
+    return (console[3], console[console.index("-") + 1]) == ("/0", "devpts")
+
+
+def test_t19_a_terminal_whose_name_is_exchanged_at_the_worst_moment_becomes_the_console(
+    pod: Pod, tmp_path: Path
+) -> None:
+    """CVE-2025-52565: /dev/pts is exchanged for a directory of links while the console is bound from there.
+
+    Defence: the terminal is taken from its multiplexer by TIOCGPTPEER and bound by that descriptor, so that no name
+    in /dev/pts is used. The exchange comes when the terminal is there and its target is opened, not by luck.
+    """
+    before = CORE_PATTERN.read_text()
+    mounts, trap = _trapped_terminals(tmp_path / "dev")
+    opened = []
+
+    def act(name: str) -> None:
+        opened.append(name)
+        if name == "console":
+            exchange(tmp_path / "dev/pts", trap)
+
+    with at_each_open(tmp_path / "dev", act):
+        container = pod.start(program(*IDLE, terminal=True), mounts=mounts, device_nodes=())
+    assert opened.count("console") == 1, opened
+    assert (tmp_path / "dev/pts/0").is_symlink(), "the exchange was made"
+    assert _is_a_terminal(container)
+    assert CORE_PATTERN.read_text() == before
+
+
+def test_t19_a_terminal_whose_name_is_exchanged_all_the_time_becomes_the_console_all_the_same(
+    pod: Pod, tmp_path: Path
+) -> None:
+    """The same at every other moment: the exchange goes on during all of a start."""
+    before = CORE_PATTERN.read_text()
+    mounts, trap = _trapped_terminals(tmp_path / "dev")
     started = 0
     with swapping(tmp_path / "dev/pts", trap):
         for _ in range(TERMINALS):
@@ -253,10 +291,7 @@ def test_t19_a_terminal_whose_name_is_exchanged_becomes_the_console_all_the_same
             except StartFailed:
                 continue  # refused in the middle of an exchange
             started += 1
-            table = [line.split() for line in container.proc("mountinfo").splitlines()]
-            (console,) = (fields for fields in table if fields[4] == "/dev/console")
-            assert (console[3], console[console.index("-") + 1]) == ("/0", "devpts")
-            assert not [fields for fields in table if "core_pattern" in fields[3] + fields[4]]
+            assert _is_a_terminal(container)
             container.kill()
     assert started, "the exchange never let a start through"
     assert CORE_PATTERN.read_text() == before
@@ -310,6 +345,25 @@ def test_t20_what_is_written_to_proc_of_an_exec_is_written_to_the_true_one(pod: 
     assert Path(f"/proc/{exec_.pid}/oom_score_adj").read_text() == "321\n"
     made = pod.exec(container, script("ls /proc/self"))
     assert made.output == "", "nothing was written to the forged one"
+
+
+def test_t20_a_label_is_not_written_to_a_forged_file(pod: Pod) -> None:
+    """The same with the attribute that says under which profile the exec shall run: a file that takes anything would
+    have the exec run without, and nobody would know.
+
+    Defence: as above. The true file takes no profile that is not there, on a node without AppArmor none at all.
+    """
+    files = "/proc/thread-self/attr/exec /proc/thread-self/attr/apparmor/exec"
+    forge = script(
+        "mount -t tmpfs forged /proc && mkdir -p /proc/thread-self/attr/apparmor && cd /proc && ln -s thread-self self"
+        f" && touch {files} && echo ready; exec sleep 600",
+        capabilities=all_capabilities(pod.node),
+    )
+    container = pod.start(forge)
+    assert read_line(container.stdout) == "ready"
+    with pytest.raises(StartFailed, match='AppArmor profile "crishim-is-not-there"'):
+        pod.exec(container, script("echo unconfined", apparmor_profile="crishim-is-not-there"))
+    assert pod.exec(container, script(f"cat {files}")).output == "", "nothing was written to the forged ones"
 
 
 def test_t30_nothing_of_ours_listens_where_a_container_on_the_hosts_network_can_ask(pod: Pod) -> None:

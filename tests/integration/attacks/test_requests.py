@@ -5,17 +5,24 @@ A kubelet is trusted, and what its users write into a pod is not: it arrives her
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crishim.cgroups.hierarchy import detect
+from crishim.cgroups.hierarchy import Hierarchy, detect
+from crishim.cgroups.systemd import Systemd
 from crishim.cri.client import messages as m
 from crishim.errors import CrishimError, InvalidSpec, NotFound, Unsupported
+from crishim.runtime.places import StoredSpec
+from crishim.runtime.units import Units
+from crishim.store import codec
 from tests.support.hostile import resident_bytes
 from tests.support.server import Server, container_config, pod_config, wait_until
 
@@ -139,7 +146,8 @@ def test_t34_a_sysctl_of_the_host_is_refused(server: Server, key: str, network: 
     """CVE-2022-0532: a sysctl of a namespace that the pod shares with the host, or of none at all."""
     path = Path("/proc/sys", key.replace(".", "/"))
     before = path.read_text()
-    config = pod_config("sysctl", server.logs, host_network=network == m.NODE)
+    name = "sysctl-" + "-".join(key.replace("/", ".").replace("_", "-").split("."))
+    config = pod_config(name, server.logs, host_network=network == m.NODE)
     config.linux.security_context.namespace_options.ipc = ipc
     config.linux.sysctls[key] = "1"
     refused(lambda: server.run_pod_config(config), "sysctls", key)
@@ -291,6 +299,54 @@ def test_t42_annotations_and_labels_do_not_reach_the_executor(server: Server) ->
     assert not Path("/tmp/steered").exists()
     server.remove_pod(pod[0])
     assert not Path("/tmp/steered").exists()
+
+
+class _RecordingSystemd(Systemd):
+    """Takes what it is told for one scope."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, Any] = {}
+
+    def version(self) -> int:
+        return 255
+
+    def start_scope(self, name: str, pids: Any, properties: Any) -> None:
+        assert name.endswith(".scope") and pids == [42]
+        self.told = dict(properties)
+
+
+class _StandingIn:
+    """Of an executor what `Units` uses, on a machine with cgroup v2."""
+
+    hierarchy = Hierarchy("v2", b"/nowhere", dict.fromkeys(("cpu", "memory", "pids", "io"), b"/nowhere"))
+
+    @asynccontextmanager
+    async def hold(self, role: str) -> AsyncIterator[int]:
+        yield 42
+
+
+def test_t42_no_annotation_or_label_becomes_a_property_of_a_unit(server: Server) -> None:
+    """The same at its end: what systemd is told of such a container, by the code that tells it, is what we made up."""
+    pod = server.run_pod("units", annotations=STEERING, labels=STEERING)
+    container = server.create_config(*pod, steered("steered"))
+    spec = codec.from_bytes(StoredSpec, spec_text(server, pod[0], container).encode()).spec
+    slice_ = "/kubepods.slice/kubepods-pod1.slice"
+    spec = replace(spec, cgroup=replace(spec.cgroup, path=f"{slice_}/crishim-{container}.scope"))
+    systemd = _RecordingSystemd()
+
+    async def start() -> None:
+        units = Units(systemd, _StandingIn())  # type: ignore[arg-type]
+        async with units.started(spec):
+            pass
+        units.close()
+
+    asyncio.run(start())
+    told = systemd.told
+    assert told["MemoryMax"] == ("t", 64 << 20), "as the request says, and no annotation"
+    assert {name for name in told if name.startswith(("Exec", "Kill", "On", "Success", "Failure", "Send"))} == set()
+    words = {word for item in STEERING.items() for word in item} - {"1", "true", "0000", "all", "steered"}
+    assert [word for word in words if word in str(told)] == []
+    server.remove_pod(pod[0])
 
 
 def test_t44_there_are_no_checkpoints_to_trust(server: Server, sandbox: tuple[str, Any], tmp_path: Path) -> None:
