@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crishim.app.cgroups import Cgroups
 from crishim.config import Config
@@ -131,11 +131,30 @@ def lock_directory(directory: Path, what: str) -> int:
     return fd
 
 
+class _OneLine(logging.Formatter):
+    """One line for each message: names of pods and texts of images are part of it, and could forge lines or terminals.
+
+    A traceback has several lines, none of which holds anything else than printable characters.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = _printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(_printable(line) for line in super().formatException(ei).split("\n"))
+
+
+def _printable(text: str) -> str:
+    """The text with "\\n", "\\x1b" and the like for characters that do more than to be seen."""
+    return text if text.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 def configure_logging(level: str) -> None:
     """Lines on standard error; a service manager adds the time."""
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
 def notify(state: str) -> None:

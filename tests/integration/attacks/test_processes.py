@@ -234,7 +234,7 @@ def _volume_as_dev(place: Path) -> tuple[MountSpec, ...]:
 
 
 def _trapped_terminals(place: Path) -> tuple[tuple[MountSpec, ...], Path]:
-    """Mounts of a container whose /dev is a volume, and a directory to exchange its pts for: its names lead to procfs."""
+    """Mounts of a container whose /dev is a volume, and a directory of links to procfs, to exchange for its pts."""
     pts = next(mount for mount in MOUNTS if mount.target == "/dev/pts")
     mounts = (*_volume_as_dev(place), pts)
     trap = place / "trap"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -246,6 +248,35 @@ def test_arguments_and_environment_are_to_the_letter(make: Make, tmp_path: Path,
     container.start(Process(IDLE))
     container.destroy()
     assert out.read_text() == "x y|z|ONLY=this\n"
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "start_container"])
+def test_t55_the_environment_of_an_image_does_not_reach_a_hook(make: Make, tmp_path: Path, stage: str) -> None:
+    """CVE-2025-23266: a hook inherits the image's LD_PRELOAD, and its loader finds the library in the image's root.
+
+    Defence: a hook has the environment that it was configured with, which is none.
+    """
+    out = tmp_path / "out"
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("a C compiler is needed to make a library")
+    command = [compiler, "-shared", "-fPIC", "-x", "c", "-o", tmp_path / "preload.so", "-"]
+    subprocess.run(command, input=b"int preloaded = 1;\n", check=True)
+    mount = MountSpec("/preload.so", source=str(tmp_path / "preload.so"))
+    names = (
+        "LD_PRELOAD=./preload.so:/preload.so:rootfs/preload.so",
+        "LD_LIBRARY_PATH=/",
+        "ENV=/evil",
+        "BASH_ENV=/evil",
+    )
+    script = f"cat /proc/self/maps > {out}; echo >> {out}; tr '\\0' '\\n' < /proc/self/environ >> {out}"
+    container = make(Hooks(**{stage: (Hook("/bin/sh", ("sh", "-c", script)),)}))
+    container.spec = replace(container.spec, mounts=(*container.spec.mounts, mount))
+    container.start(Process(replace(IDLE, env=(*names, "PATH=/bin"))))
+    container.destroy()
+    maps, _, environment = out.read_text().rpartition("\n\n")
+    assert maps and "preload" not in maps
+    assert environment == ""
 
 
 @pytest.mark.parametrize("stage", STAGES[:-1])
