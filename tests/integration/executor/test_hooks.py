@@ -346,7 +346,7 @@ def test_a_poststop_hook_that_fails_keeps_no_other_from_running(make: Make, tmp_
 def test_what_a_hook_leaves_running_lives_as_long_as_the_container(make: Make) -> None:
     container = make(Hooks(create_runtime=(sh("setsid sleep 901 < /dev/null > /dev/null 2>&1 &"),)))
     container.start(Process(IDLE))
-    assert len(sleepers("901")) == 1
+    wait_until(lambda: len(sleepers("901")) == 1)  # its shell has ended before it becomes a sleep
     container.destroy()
     wait_until(lambda: not sleepers("901"))
 

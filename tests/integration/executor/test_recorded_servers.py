@@ -18,9 +18,10 @@ from crishim.cgroups import effects
 from crishim.cgroups.hierarchy import detect
 from crishim.cgroups.plan import plan
 from crishim.executor import launch, wire
+from crishim.model.process import DeviceRule
 from crishim.model.resources import Resources
 from tests.support import conversations
-from tests.support.container import DEVICES, make_busybox_root, wait_until
+from tests.support.container import make_busybox_root, wait_until
 from tests.support.conversations import (
     Conversation,
     Done,
@@ -87,7 +88,7 @@ class OldServer:
         """Paths of cgroup trees are not the conversation's: a server knows those of its machine."""
         if kind == "START_CONTAINER":
             spec: Any = wire.decode(body["spec"])
-            made = plan(spec["cgroup"], Resources(), DEVICES, self.hierarchy).to_value()
+            made = plan(spec["cgroup"], Resources(), (DeviceRule(False),), self.hierarchy).to_value()
             return {**body, "spec": wire.encode({**spec, "cgroup_plan": made})}
         if kind == "EXEC":
             return {**body, "cgroup_procs": effects.task_files(self.hierarchy, os.path.dirname(body["leaf"]))}
