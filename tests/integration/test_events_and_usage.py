@@ -203,13 +203,14 @@ def test_a_resize_that_the_kernel_refuses_changes_nothing(server: Server) -> Non
 
 def _in_force(server: Server, container: str) -> tuple[int, int]:
     """(memory limit, quota) as the container's cgroup has them."""
-    for tree in ("memory", "cpu"):
-        if not Path(f"/sys/fs/cgroup/{tree}").is_dir():
-            pytest.skip("reads the files of cgroup v1")
-    memory = next(Path("/sys/fs/cgroup/memory").glob(f"crishim-{server.instance}.slice/pods/*/{container}"))
-    cpu = next(Path("/sys/fs/cgroup/cpu").glob(f"crishim-{server.instance}.slice/pods/*/{container}"))
-    limit = int((memory / "memory.limit_in_bytes").read_text())
-    return limit, int((cpu / "cpu.cfs_quota_us").read_text())
+    directories = server.container_cgroups(container)
+
+    def read(*names: str) -> str:
+        files = [directory / name for directory in directories for name in names]
+        return next(file.read_text() for file in files if file.exists())
+
+    quota = read("cpu.max", "cpu.cfs_quota_us").split()[0]
+    return int(read("memory.max", "memory.limit_in_bytes")), int(quota)
 
 
 def test_the_sums_of_a_pod_are_shown_after_a_resize(server: Server) -> None:

@@ -28,7 +28,6 @@ from crishim.errors import CrishimError, TimedOut, Unavailable
 from tests.support.dead_mount import cannot_mount, dead_mount
 from tests.support.faults import (
     PATIENCE_S,
-    cgroups,
     counter,
     monitor_of,
     pids_of,
@@ -107,14 +106,13 @@ def in_background(call: Callable[[], object]) -> Iterator[list[CrishimError | No
 
 @pytest.mark.parametrize("freezer", ["cgroup.freeze", "freezer.state"])
 def test_frozen_containers_hold_up_nobody_and_can_be_stopped(freezer: str, server: Server) -> None:
-    value, tree = ("1", "unified") if freezer == "cgroup.freeze" else ("FROZEN", "freezer")
-    if not (Path("/sys/fs/cgroup") / tree).is_dir():
-        tree = ""
-    sandbox, pod = server.run_pod(f"frozen-{tree}")
+    value = "1" if freezer == "cgroup.freeze" else "FROZEN"
+    sandbox, pod = server.run_pod(freezer)
     frozen = [server.started(sandbox, pod, name=f"frozen{number}") for number in range(10)]
     awake = server.started(sandbox, pod, name="awake")
-    files = [directory / freezer for each in frozen for directory in cgroups(server, each, tree or "*")]
-    if not files or not files[0].exists():
+    directories = [directory for each in frozen for directory in server.container_cgroups(each)]
+    files = [directory / freezer for directory in directories if (directory / freezer).exists()]
+    if not files:
         pytest.skip(f"this host has no pure cgroup v2 or v1: {freezer}")
     for file in files:
         file.write_text(value)
@@ -142,8 +140,8 @@ def test_an_exec_into_a_frozen_container_ends_in_time(server: Server) -> None:
 
 
 def _path(server: Server, container: str) -> str:
-    directory = str(cgroups(server, container)[0])
-    return directory[directory.index(f"/crishim-{server.instance}.slice") :]
+    directory = str(server.container_cgroups(container)[0])
+    return directory[directory.index(f"{server.pods_cgroup}/") :]
 
 
 # -- a file system that does not answer

@@ -22,7 +22,8 @@ from crishim.cgroups.hierarchy import detect
 from crishim.cgroups.planned import CgroupPlan
 from crishim.cri.client import messages as m
 from crishim.network.names import BridgeNames
-from tests.support.faults import PATIENCE_S, cgroups, counter, monitor_of, pids_of, server_with_image
+from crishim.spec.cgroup import container_cgroup, pod_cgroup
+from tests.support.faults import PATIENCE_S, counter, monitor_of, pids_of, server_with_image
 from tests.support.server import NEEDS_SERVER, Server, pod_config, wait_until
 
 pytestmark = pytest.mark.skipif(not NEEDS_SERVER, reason="a server needs root, nsenter and ip")
@@ -77,13 +78,13 @@ class Planted:
         return process
 
     def cgroup_of_a_sandbox(self) -> tuple[str, str]:
-        path = f"/crishim-{self.server.instance}.slice/pods/{GONE}1"
+        path = pod_cgroup("", self.server.cgroup, f"{GONE}1", self.server.driver)
         self.process_in(path)
-        self.process_in(f"{path}/{GONE}2")
+        self.process_in(container_cgroup(path, f"{GONE}2", self.server.driver))
         return "cgroup", path
 
     def frozen_cgroup_of_a_container(self) -> tuple[str, str]:
-        path = f"/crishim-{self.server.instance}.slice/pods/{self.live}/{GONE}3"
+        path = self.server.container_cgroup(self.live, f"{GONE}3")
         self.process_in(path)
         effects.freeze(detect(), path)
         return "cgroup", path
@@ -91,7 +92,7 @@ class Planted:
     def process_among_monitors(self) -> tuple[str, str]:
         program = self.server.directory / "crishim-stray"
         shutil.copy("/bin/sleep", program)
-        process = self.process_in(f"/crishim-{self.server.instance}.slice/monitors", str(program))
+        process = self.process_in(self.server.monitors_cgroup, str(program))
         return "process", f"crishim-stray {process.pid}"
 
     def pin(self) -> tuple[str, str]:
@@ -268,7 +269,7 @@ def test_what_belongs_to_others_is_not_touched(server: Server) -> None:
     try:
         planted.process_in(f"{parent}/pod1/{GONE}2")  # a container of another runtime in the pod's cgroup
         planted.process_in(f"/crishim-{server.instance}.slice.other/pods/{GONE}3")
-        planted.process_in(f"/crishim-{server.instance}.slice/monitors")  # a daemon of a hook
+        planted.process_in(server.monitors_cgroup)  # a daemon of a hook
         for pin in pins:
             pin.touch()
         server.in_netns("ip", "link", "add", "crv111111111111", "type", "veth", "peer", "strange")
@@ -293,14 +294,14 @@ def test_the_cgroup_of_a_container_that_exited_is_freed_with_what_is_in_it(serve
     server.exited(container)
     planted = Planted(server, sandbox)
     try:
-        path = f"/crishim-{server.instance}.slice/pods/{sandbox}/{container}"
+        path = server.container_cgroup(sandbox, container)
         process = planted.process_in(path)
         reaper = threading.Thread(target=process.wait)
         reaper.start()
         status, report = gc(server)
         assert (status, told(report)) == (0, [("cgroup", path, "freed")])
         reaper.join(PATIENCE_S)
-        assert cgroups(server, container) == []
+        assert server.container_cgroups(container) == []
     finally:
         planted.close()
         server.remove_pod(sandbox)

@@ -15,7 +15,7 @@ from crishim.cri.client import messages as m
 from crishim.errors import Unavailable
 from crishim.images.demo import build_demo_image
 from crishim.runtime import steps
-from tests.support.server import NEEDS_SERVER, Server, cgroup_directories, load_demo_image, pod_config, wait_until
+from tests.support.server import NEEDS_SERVER, Server, load_demo_image, pod_config, wait_until
 
 pytestmark = pytest.mark.skipif(not NEEDS_SERVER, reason="a server needs root, nsenter and ip")
 
@@ -88,11 +88,10 @@ class Life:
             self.server.start_container(container)
 
     def _pid_of_sleep(self, container: str) -> int:
-        for tree in cgroup_directories(f"/crishim-{self.server.instance}.slice/pods"):
-            for procs in tree.glob(f"*/{container}/cgroup.procs"):
-                for pid in procs.read_text().split():
-                    if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep\0"):
-                        return int(pid)
+        for directory in self.server.container_cgroups(container):
+            for pid in (directory / "cgroup.procs").read_text().split():
+                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep\0"):
+                    return int(pid)
         return 0
 
 

@@ -14,7 +14,7 @@ import pytest
 from crishim.cri.client import Client
 from crishim.cri.client import messages as m
 from crishim.errors import Unavailable
-from tests.support.faults import server_with_image
+from tests.support.faults import pids_of, server_with_image
 from tests.support.server import DEADLINE_S, NEEDS_SERVER, Server, pod_config, wait_until
 
 pytestmark = pytest.mark.skipif(not NEEDS_SERVER, reason="a server needs root, nsenter and ip")
@@ -218,12 +218,9 @@ def test_calls_are_refused_until_recovery_is_done(server: Server) -> None:
 def _sleeps(server: Server, container: str, argument: bytes) -> int:
     """Processes of the container that sleep for `argument` seconds, wherever in its cgroup they are."""
     count = 0
-    for procs in Path("/sys/fs/cgroup/unified" if Path("/sys/fs/cgroup/unified").exists() else "/sys/fs/cgroup").glob(
-        f"crishim-{server.instance}.slice/pods/*/{container}/**/cgroup.procs"
-    ):
-        for pid in procs.read_text().split():
-            try:
-                count += Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\0" + argument + b"\0"
-            except OSError:
-                continue
+    for pid in pids_of(server, container):
+        try:
+            count += Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\0" + argument + b"\0"
+        except OSError:
+            continue
     return count

@@ -156,7 +156,7 @@ def test_a_container_is_in_its_pods_cgroup(server: Server) -> None:
     (pid,) = pids_of(server, found)
     lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
     paths = {line.split(":", 2)[2] for line in lines if "memory" in line or line.startswith("0::")}
-    assert paths == {f"/crishim-{server.instance}.slice/pods/{entry.pod_sandbox_id}/{found}"}
+    assert paths == {server.container_cgroup(entry.pod_sandbox_id, found)}
 
 
 @pytest.mark.parametrize(

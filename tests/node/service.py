@@ -67,9 +67,6 @@ class SystemdService(Service):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, config='[cgroups]\ndriver = "systemd"\n')
-        name = f"crishim-{self.instance}"
-        self.cgroup = f"/crishim.slice/{name}.slice"
-        self.monitors_cgroup = f"{self.cgroup}/{name}-monitors.scope"
 
     def units(self) -> list[str]:
         """Every unit that may be of a pod or a container of ours, whatever its state."""

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from crishim.cri.client import messages as m
-from tests.support.server import Server, start_with_demo_image, wait_until
+from tests.support.server import PATIENCE, Server, start_with_demo_image, wait_until
 
 #: for what a busy machine may take its time over
-PATIENCE_S = 60.0
+PATIENCE_S = 60.0 * PATIENCE
 
 
 @contextmanager
@@ -51,14 +51,9 @@ def counter(server: Server, series: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-def cgroups(server: Server, container: str, tree: str = "*") -> list[Path]:
-    """The container's cgroup in each tree of the machine."""
-    return sorted(Path("/sys/fs/cgroup").glob(f"{tree}/crishim-{server.instance}.slice/pods/*/{container}"))
-
-
 def pids_of(server: Server, container: str) -> set[int]:
     """Every process of the container, seen from the machine; execs are in cgroups below it."""
-    found = [path for root in cgroups(server, container) for path in [root, *root.rglob("*/")]]
+    found = [path for root in server.container_cgroups(container) for path in [root, *root.rglob("*/")]]
     return {int(pid) for path in found if (pid_list := _text(path / "cgroup.procs")) for pid in pid_list.split()}
 
 

@@ -22,12 +22,16 @@ from crishim.cgroups.hierarchy import Hierarchy, detect
 from crishim.cri.client import Client
 from crishim.cri.client import messages as m
 from crishim.images.demo import build_demo_image
+from crishim.model.node import CgroupDriver
+from crishim.spec.cgroup import container_cgroup, own_monitors, own_pods, pod_cgroup, slice_path
 
 T = TypeVar("T")
 
 #: how much slower than usual this machine may be: tests on an emulated node wait longer
 PATIENCE = float(os.environ.get("CRISHIM_TEST_PATIENCE", "1"))
 DEADLINE_S = 20.0 * PATIENCE
+#: of every server that names none; with systemd the machine must be booted with it and have cgroup v2 alone
+DRIVER = os.environ.get("CRISHIM_TEST_DRIVER", "cgroupfs")
 SUBNET = "10.209.0.0/24"
 
 
@@ -50,9 +54,12 @@ class Server:
         self.logs = directory / "logs"
         self.address = f"unix://{self.state}/crishim.sock"
         self.instance = hashlib.sha256(os.fsencode(self.state)).hexdigest()[:8]
+        self.driver = CgroupDriver.SYSTEMD if 'driver = "systemd"' in _driver(config) else CgroupDriver.CGROUPFS
+        name = f"crishim-{self.instance}.slice"
         #: what the server makes itself, and below it the pods that name no parent
-        self.cgroup = f"/crishim-{self.instance}.slice"
-        self.monitors_cgroup = f"{self.cgroup}/monitors"
+        self.cgroup = f"/{name}" if self.driver is CgroupDriver.CGROUPFS else slice_path(name)
+        self.pods_cgroup = own_pods(self.cgroup, self.driver)
+        self.monitors_cgroup = own_monitors(self.cgroup, self.driver)
         self._network = network
         self._config = directory / "config.toml"
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -65,8 +72,7 @@ class Server:
 
     def configure(self, config: str) -> None:
         """Write the configuration file: what every server of tests has, and `config`."""
-        driver = "" if "[cgroups]" in config else '[cgroups]\ndriver = "cgroupfs"\n'
-        self._config.write_text(f'[network.bridge]\nsubnets = ["{SUBNET}"]\n{driver}{config}')
+        self._config.write_text(f'[network.bridge]\nsubnets = ["{SUBNET}"]\n{_driver(config)}')
 
     def drop_in(self, name: str) -> Path:
         """Path of a drop-in file of the configuration; its directory is there."""
@@ -250,17 +256,31 @@ class Server:
         found += [str(path) for path in (self.root / "containers").glob("*")]
         found += [str(path) for path in Path("/run/netns").glob(f"crishim-{self.instance}-*")]
         found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if self.instance in line]
-        for parent in (f"{self.cgroup}/pods", f"/crishim-test-{self.instance}"):
+        for parent in (self.pods_cgroup, f"/crishim-test-{self.instance}"):
             found += [str(path) for tree in cgroup_directories(parent) for path in tree.glob("*/")]
         found += [f"monitor {pid}" for pid in self.monitors()]
         if self._network == "bridge":
             found += [line for line in self.in_netns("ip", "-br", "link").splitlines() if "veth" in line or "@" in line]
         return found
 
+    def container_cgroup(self, sandbox: str, container: str) -> str:
+        """Cgroup of a container of a pod that names no parent."""
+        return container_cgroup(pod_cgroup("", self.cgroup, sandbox, self.driver), container, self.driver)
+
+    def container_cgroups(self, container: str) -> list[Path]:
+        """Directories of such a container's cgroup, of whichever pod, in each tree of this node."""
+        name = container_cgroup(self.pods_cgroup, container, self.driver).rpartition("/")[2]
+        return sorted(path for tree in cgroup_directories(self.pods_cgroup) for path in tree.glob(f"*/{name}"))
+
     def monitors(self) -> list[int]:
         """Pids of this instance's monitors."""
         pids = effects.pids(detect(), self.monitors_cgroup)
         return [pid for pid in pids if _name(pid) == "crishim-monitor"]
+
+
+def _driver(config: str) -> str:
+    """The configuration with the driver that the tests run with, unless it says something of cgroups itself."""
+    return config if "[cgroups]" in config else f'[cgroups]\ndriver = "{DRIVER}"\n{config}'
 
 
 def cgroup_directories(path: str) -> list[Path]:
