@@ -28,19 +28,22 @@ _JOIN_TRIES = 5
 _JOIN_PAUSE_S = 0.03
 _REMOVE_TRIES = 10
 _EXEC_LEAF = b"exec."
+#: of a cgroup with processes, or among threaded ones, that is to hand down controllers
+_POPULATED = (errno.EBUSY, errno.EOPNOTSUPP)
 
 
-def create(h: Hierarchy, plan: CgroupPlan) -> None:
+def create(h: Hierarchy, plan: CgroupPlan, *, hand_down: bool = True) -> None:
     """Make the cgroup with its parents in every tree, then its limits, then its device rules.
 
     A directory that exists is used as it is. On an error every directory made here is removed again. Device rules of
-    v1 need a cgroup without children.
+    v1 need a cgroup without children. hand_down=False: controllers of the v2 tree stay where they are, which a cgroup
+    below one with processes needs.
     """
     made: list[bytes] = []
     try:
         for tree in h.trees():
             _make(tree, join_path(tree, plan.path), made)
-        if h.mount:
+        if h.mount and hand_down:
             _enable_controllers(h, plan)
         if "cpuset" in h.controllers and not h.is_v2("cpuset"):
             _fill_cpusets(h.controllers["cpuset"], join_path(h.controllers["cpuset"], plan.path))
@@ -199,7 +202,11 @@ def _enable_controllers(h: Hierarchy, plan: CgroupPlan) -> None:
         file = ancestor + b"/cgroup.subtree_control"
         try:
             write(file, " ".join("+" + controller for controller in wanted))
-        except OSError:
+        except OSError as error:
+            if error.errno in _POPULATED:
+                # it would take some controllers alone, and from then on nothing below it takes processes (cgroups(7),
+                # "Creating a threaded cgroup")
+                return
             for controller in wanted:
                 try:
                     write(file, "+" + controller)

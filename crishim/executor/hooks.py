@@ -195,7 +195,8 @@ class Hooks:
         return os.open("self/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc)
 
     def _clone(self, hook: Hook, state: int, output: int, target: int, namespaces: int) -> tuple[int, int]:
-        effects.create(self.hierarchy, CgroupPlan(self.cgroup, []))
+        # below the cgroup where monitors are: with controllers it would take no process
+        effects.create(self.hierarchy, CgroupPlan(self.cgroup, []), hand_down=False)
         directory = effects.open_dir(self.hierarchy, self.cgroup)
         own_pid_namespace = self.own_pid_namespace()
         join_pid = target if namespaces & process.CLONE_NEWPID else -1

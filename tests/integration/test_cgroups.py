@@ -87,6 +87,17 @@ def test_every_tree_gets_the_directory_and_loses_it(h: Hierarchy, path: str) -> 
     assert effects.remove(h, ROOT), "removing twice is fine"
 
 
+@pytest.mark.parametrize("hand_down", [True, False])
+@views
+def test_a_cgroup_below_one_with_processes_takes_processes_too(h: Hierarchy, hand_down: bool, path: str) -> None:
+    with process() as above, process() as below:
+        create(path, h=h)
+        effects.join(h, path, above.pid)
+        effects.create(h, CgroupPlan(f"{path}/below", []), hand_down=hand_down)
+        effects.join(h, f"{path}/below", below.pid)
+        assert effects.pids(h, f"{path}/below") == [below.pid]
+
+
 @needs_v1
 def test_limits_reach_the_kernel(path: str) -> None:
     create(

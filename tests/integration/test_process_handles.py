@@ -96,7 +96,7 @@ def test_an_exec_may_run_below_the_containers_cgroup(container: Container) -> No
     container.start(Process(IDLE))
     hierarchy = open_engine({}).executor.hierarchy
     controller = "" if hierarchy.mode == "v2" else "memory"
-    tree = hierarchy.controllers["memory"]
+    tree = hierarchy.mount if hierarchy.mode == "v2" else hierarchy.controllers["memory"]
     below = os.fsdecode(tree) + container.spec.cgroup.path + "/below"
     os.mkdir(below)
     exec_ = Process(replace(IDLE, init=False, sub_cgroup_paths={controller: "below"}))

@@ -33,6 +33,31 @@ def test_controllers_are_handed_down_to_the_container_and_not_below(v2: FakeV2) 
     assert (v2.root / "kube/pod/c/memory.swap.max").read_text() == "0"
 
 
+def test_a_cgroup_with_processes_hands_down_nothing_rather_than_a_part(
+    v2: FakeV2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[bytes, str]] = []
+
+    def write(path: bytes, value: str) -> None:
+        written.append((path, value))
+        if path.endswith(b"/kube/cgroup.subtree_control"):
+            raise OSError(errno.EBUSY, "busy", path)
+
+    monkeypatch.setattr(effects, "write", write)
+    effects.create(v2.hierarchy, CgroupPlan("/kube/pod/c", []))
+    everything = "+cpu +memory +pids"
+    assert [(os.fsdecode(path).removeprefix(str(v2.root)), value) for path, value in written] == [
+        ("/cgroup.subtree_control", everything),
+        ("/kube/cgroup.subtree_control", everything),
+    ]
+
+
+def test_controllers_can_be_left_where_they_are(v2: FakeV2) -> None:
+    effects.create(v2.hierarchy, CgroupPlan("/monitors/hooks.1", []), hand_down=False)
+    assert (v2.root / "monitors/hooks.1").is_dir()
+    assert {(v2.root / each / "cgroup.subtree_control").read_text() for each in ("", "monitors")} == {""}
+
+
 def test_a_change_can_be_taken_back_after_it_was_made(v2: FakeV2) -> None:
     effects.create(v2.hierarchy, plan("/kube/pod/c", LIMITS, None, v2.hierarchy))
     more = Resources(cpu_shares=2048, memory_limit_bytes=2000)
