@@ -26,6 +26,10 @@ class _Unpacker:
         """The reply of the role."""
         return await self._executor.run_role("unpack", request, fds, _UNPACK_S)
 
+    async def adopt_parents(self, request: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        """The reply of the role."""
+        return await self._executor.run_role("adopt_parents", request, fds, _UNPACK_S)
+
 
 def open_image_store(root: Path, images: ImagesConfig, executor: Executor) -> ImageStore:
     """The store below `root`, which no other process has open."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ROLES = {
     "poststop": "crishim.executor.poststop:run_role",
     "unpack": "crishim.images.roles:unpack",
+    "adopt_parents": "crishim.images.parents:adopt_parents",
     "count_layers": "crishim.images.counting:count_layers",
     "copy_volumes": "crishim.images.volumes:copy_volumes",
     "find_paths": "crishim.images.roles:find_paths",

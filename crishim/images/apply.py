@@ -17,7 +17,7 @@ from crishim.images.stream import LayerStream
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
-_OPAQUE_XATTR = "trusted.overlay.opaque"
+OPAQUE_XATTR = "trusted.overlay.opaque"
 _BLOCK = 4096
 _SMALL = 4096
 _SKIPPED_XATTR_ERRORS = frozenset({errno.ENOTSUP, errno.EPERM, errno.EINVAL})
@@ -26,7 +26,7 @@ _SKIPPED_XATTR_ERRORS = frozenset({errno.ENOTSUP, errno.EPERM, errno.EINVAL})
 class Applied:
     """What a layer became: figures for the running totals and what the store must know of its shape."""
 
-    __slots__ = ("bytes", "inodes", "root_given", "root_opaque")
+    __slots__ = ("bytes", "implied", "inodes", "root_given", "root_opaque")
 
     def __init__(self) -> None:
         #: content rounded up to blocks; directories count one block
@@ -36,6 +36,8 @@ class Applied:
         self.root_given = False
         #: the layer hides everything below it
         self.root_opaque = False
+        #: directories that names imply and no entry states, parents first: what is below the layer says how they are
+        self.implied: dict[bytes, None] = {}
 
 
 def apply_entries(stream: LayerStream, max_entries: int) -> Applied:
@@ -157,6 +159,8 @@ class _Layer:
     def _directory(self, name: bytes, entry: tar.Entry) -> None:
         if name:
             self._make_directory(name)
+            if self.applied.implied:
+                self.applied.implied.pop(os.path.realpath(name), None)
         else:
             self.applied.root_given = True
         path = name or b"."
@@ -180,13 +184,16 @@ class _Layer:
             self._remove(name)
         os.mkdir(name, 0o755)
         if hidden:
-            os.setxattr(name, _OPAQUE_XATTR, b"y")
+            os.setxattr(name, OPAQUE_XATTR, b"y")
         self._known.add(name)
         self.applied.inodes += 1
         self.applied.bytes += _BLOCK
 
     def _make_parents(self, parent: bytes) -> None:
-        """Make what is missing of `parent`, owned by root, 0755. A symlink on the way is followed inside the layer."""
+        """Make what is missing of `parent`, owned by root, 0755, until `parents.py` knows better.
+
+        A symlink on the way is followed inside the layer.
+        """
         if parent in self._known:
             return
         above, _, _ = parent.rpartition(b"/")
@@ -206,6 +213,7 @@ class _Layer:
                         f"the layer puts files below {name[:256]!r}, a symlink that leads nowhere"
                     ) from None
                 self._make_directory(name)
+                self.applied.implied[os.path.realpath(name)] = None
             else:
                 if _is_whiteout(found):
                     self._make_directory(name)
@@ -216,7 +224,7 @@ class _Layer:
     def _whiteout(self, parent: bytes, base: bytes) -> None:
         if base == _OPAQUE:
             if parent:
-                os.setxattr(parent, _OPAQUE_XATTR, b"y")
+                os.setxattr(parent, OPAQUE_XATTR, b"y")
             else:
                 self.applied.root_opaque = True  # overlayfs reads the mark on no root: the store cuts the stack instead
             return
@@ -231,7 +239,7 @@ class _Layer:
         except FileExistsError:
             # whiteouts concern lower layers: what this layer holds stays, but hides what is below it
             if stat.S_ISDIR(os.lstat(name).st_mode):
-                os.setxattr(name, _OPAQUE_XATTR, b"y")
+                os.setxattr(name, OPAQUE_XATTR, b"y")
             return
         self.applied.inodes += 1
 
@@ -268,7 +276,7 @@ def _remove_tree(name: bytes) -> None:
 def _set_xattrs(target: bytes | int, entry: tar.Entry) -> None:
     for raw, value in entry.xattrs:
         name = os.fsdecode(raw)
-        if not _allowed_xattr(name):
+        if not allowed_xattr(name):
             continue
         try:
             if isinstance(target, int):
@@ -281,7 +289,7 @@ def _set_xattrs(target: bytes | int, entry: tar.Entry) -> None:
                 raise
 
 
-def _allowed_xattr(name: str) -> bool:
+def allowed_xattr(name: str) -> bool:
     """Not trusted.* and user.overlay.*, which steer overlayfs; of security.* only file capabilities, no label."""
     if name == "security.capability" or name.startswith("system.posix_acl_"):
         return True

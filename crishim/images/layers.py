@@ -13,9 +13,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -33,10 +34,15 @@ _MAX_UNPACKERS = 2
 
 
 class Unpacker(Protocol):
-    """Runs the role `crishim.images.roles.unpack` in a confined process of its own."""
+    """Runs the roles `roles.unpack` and `parents.adopt_parents` in confined processes of their own."""
 
     async def unpack(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """The role's reply. Unavailable when the process died; it is killed when the call is cancelled."""
+        ...
+
+    async def adopt_parents(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """The same."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,8 @@ class LayerStore:
         #: one unpacking per chain id; a second waits and finds it done
         self._unpacking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._slots = asyncio.Semaphore(_MAX_UNPACKERS)
+        #: told of every layer that is there now
+        self._arrival = asyncio.Condition()
         self._layers = {layer.chain_id: layer for layer in table.layers()}
         self._clean()
         self._next = max((layer.directory for layer in self._layers.values()), default=0) + 1
@@ -109,18 +117,20 @@ class LayerStore:
                 self._leases.subtract(chain_ids)
                 self._leases += Counter()  # drops what is zero
 
-    async def ensure(self, chain_id: str, diff_id: str, fetch: Callable[[], Awaitable[Path]]) -> None:
+    async def ensure(
+        self, chain_id: str, diff_id: str, below: Sequence[str], fetch: Callable[[], Awaitable[Path]]
+    ) -> None:
         """Have the layer unpacked; `fetch` brings the path of its blob. InvalidSpec for a wrong diff id.
 
-        The caller holds a lease of the chain id.
+        below: chain ids of the layers below, the lowest first; a layer that says nothing of a directory on the way to
+        its files waits for them. The caller holds a lease of all, and ensures them in the same group of tasks.
         """
         lock = self._unpacking.setdefault(chain_id, asyncio.Lock())
         async with lock:
-            if chain_id in self._layers:
-                return
-            blob = await fetch()
-            async with self._slots:
-                await self._unpack(chain_id, diff_id, blob)
+            if chain_id not in self._layers:
+                await self._unpack(chain_id, diff_id, below, await fetch())
+        async with self._arrival:
+            self._arrival.notify_all()
 
     def free_unused(self, older_than_ns: int = 0) -> None:
         """Remove the layers that no image, no container and no running pull uses. Blocking."""
@@ -160,15 +170,14 @@ class LayerStore:
             self._stale.discard(path)
         remove_tree(path)
 
-    async def _unpack(self, chain_id: str, diff_id: str, blob: Path) -> None:
+    async def _unpack(self, chain_id: str, diff_id: str, below: Sequence[str], blob: Path) -> None:
         number = self._next
         self._next += 1
         made = self._directory / f"new-{number}"
         self._in_progress |= {made.name, str(number)}
         try:
             try:
-                reply = await self._fill(made, blob)
-                _check_reply(reply, diff_id)
+                reply = await self._fill(made, below, blob, diff_id)
             except BaseException:
                 self._stale.add(made)
                 await asyncio.to_thread(_remove_quietly, made)
@@ -178,20 +187,32 @@ class LayerStore:
         finally:
             self._in_progress -= {made.name, str(number)}
 
-    async def _fill(self, made: Path, blob: Path) -> dict[str, Any]:
+    async def _fill(self, made: Path, below: Sequence[str], blob: Path, diff_id: str) -> dict[str, Any]:
         """Make the directory and have the blob unpacked into it; the role's reply."""
-        blob_fd = directory_fd = -1
-        try:
+        with ExitStack() as stack:
             with own_files(made):
                 made.mkdir(mode=0o755)
-                blob_fd = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
-                directory_fd = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                blob_fd = _opened(stack, blob, 0)
+                directory_fd = _opened(stack, made, os.O_DIRECTORY)
                 os.fchmod(directory_fd, 0o755)
-            return await self._unpacker.unpack(self._request(), [blob_fd, directory_fd])
-        finally:
-            for descriptor in (blob_fd, directory_fd):
-                if descriptor >= 0:
-                    os.close(descriptor)
+                names = stack.enter_context(TemporaryFile(dir=self._directory))
+            async with self._slots:
+                reply = await self._unpacker.unpack(self._request(), [blob_fd, directory_fd, names.fileno()])
+            _check_reply(reply)
+            if reply["diff_id"] != diff_id:
+                raise InvalidSpec(
+                    f"a layer unpacks to {reply['diff_id']}, but the image's configuration says {diff_id}"
+                )
+            if reply["implied"] and below and not reply["root_opaque"]:
+                await self._adopt_parents(below, [directory_fd, names.fileno()])
+            return reply
+
+    async def _adopt_parents(self, below: Sequence[str], fds: list[int]) -> None:
+        async with self._arrival:  # without a slot: the layers below may wait for one
+            await self._arrival.wait_for(lambda: all(chain_id in self._layers for chain_id in below))
+        lowers = [os.fsencode(path) for path in self.paths(below)]
+        async with self._slots:
+            _check_reply(await self._unpacker.adopt_parents({"lowers": lowers}, fds))
 
     def _request(self) -> dict[str, Any]:
         wheels = sorted({str(Path(path).parent) for name in ("isal", "zstandard") if (path := _package(name))})
@@ -263,12 +284,16 @@ def _sync(directory: Path, write: Callable[[int], None]) -> None:
         os.close(descriptor)
 
 
-def _check_reply(reply: dict[str, Any], diff_id: str) -> None:
+def _opened(stack: ExitStack, path: Path, flags: int) -> int:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _check_reply(reply: dict[str, Any]) -> None:
     if "error" in reply:
         kind = getattr(errors, str(reply["kind"]), CrishimError)
         raise kind(str(reply["error"]))
-    if reply["diff_id"] != diff_id:
-        raise InvalidSpec(f"a layer unpacks to {reply['diff_id']}, but the image's configuration says {diff_id}")
 
 
 def _package(name: str) -> str | None:

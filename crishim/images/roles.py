@@ -40,9 +40,10 @@ Reply = dict[str, Any]
 def unpack(request: dict[str, Any], descriptors: list[int]) -> Reply:
     """Apply a layer blob to an empty directory; never raises.
 
-    descriptors: the blob, open for reading at its start, and the directory. request: "max_bytes" and "max_entries"
-    bound the unpacked layer, "module_paths" (list of str) is where the wheels for gzip and zstd are found.
-    Reply: "diff_id", "bytes", "inodes", "root_given", "root_opaque".
+    descriptors: the blob, open for reading at its start, the directory, and an empty file for the names of directories
+    that the layer implies (absolute, each with a NUL behind). request: "max_bytes" and "max_entries" bound the unpacked
+    layer, "module_paths" (list of str) is where the wheels for gzip and zstd are found.
+    Reply: "diff_id", "bytes", "inodes", "root_given", "root_opaque", and "implied", the number of those names.
     """
     return replying(lambda: _unpack(request, *descriptors))
 
@@ -83,18 +84,21 @@ def bound_memory() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
 
 
-def _unpack(request: dict[str, Any], blob: int, directory: int) -> Reply:
+def _unpack(request: dict[str, Any], blob: int, directory: int, names: int) -> Reply:
     bound_memory()
     sys.path += [path for path in request["module_paths"] if path not in sys.path]
     stream = LayerStream(blob, request["max_bytes"])  # imports the decompressor, so before "/" is hostile
     confine(directory, _UNPACK_CAPABILITIES)
     applied = apply_entries(stream, request["max_entries"])
+    with open(names, "wb", closefd=False) as file:  # a file: there may be as many as entries
+        file.writelines(name + b"\0" for name in applied.implied)
     return {
         "diff_id": stream.drain(),
         "bytes": applied.bytes,
         "inodes": applied.inodes,
         "root_given": applied.root_given,
         "root_opaque": applied.root_opaque,
+        "implied": len(applied.implied),
     }
 
 
@@ -108,10 +112,11 @@ def confine(root: int, capabilities: tuple[int, ...]) -> None:
     sys.path.clear()
     sys.meta_path.clear()
     sys.path_importer_cache.clear()
-    _drop_capabilities(capabilities)
+    drop_capabilities(capabilities)
 
 
-def _drop_capabilities(keep: tuple[int, ...]) -> None:
+def drop_capabilities(keep: tuple[int, ...]) -> None:
+    """Keep these numbers alone, for good."""
     mask = sum(1 << number for number in keep)
     bounding = bounding_set()
     for number in range(bounding.bit_length()):
@@ -140,7 +145,7 @@ def open_layers(lowers: list[bytes]) -> int:
 
 def _read_users(root: int) -> Reply:
     bound_memory()
-    _drop_capabilities(_READ_CAPABILITIES)
+    drop_capabilities(_READ_CAPABILITIES)
     reply: Reply = {}
     for name in ("passwd", "group"):
         try:
@@ -155,7 +160,7 @@ def _read_users(root: int) -> Reply:
 
 
 def _find_paths(root: int, paths: list[bytes]) -> Reply:
-    _drop_capabilities(_READ_CAPABILITIES)
+    drop_capabilities(_READ_CAPABILITIES)
     return {"errors": [_open_error(root, path) for path in paths]}
 
 

@@ -234,14 +234,14 @@ class ImageStore:
     async def _ensure_layers(self, chain: Sequence[str], diff_ids: Sequence[str], fetches: Sequence[Fetch]) -> None:
         slots = asyncio.Semaphore(_PARALLEL_LAYERS)
 
-        async def ensure(chain_id: str, diff_id: str, fetch: Fetch) -> None:
-            async with slots:
-                await self._layers.ensure(chain_id, diff_id, fetch)
+        async def ensure(index: int, fetch: Fetch) -> None:
+            async with slots:  # the lowest first: who waits for those below holds no place that they need
+                await self._layers.ensure(chain[index], diff_ids[index], chain[:index], fetch)
 
         try:
             async with asyncio.TaskGroup() as group:
-                for chain_id, diff_id, fetch in zip(chain, diff_ids, fetches, strict=True):
-                    group.create_task(ensure(chain_id, diff_id, fetch))
+                for index, fetch in enumerate(fetches):
+                    group.create_task(ensure(index, fetch))
         except BaseExceptionGroup as failed:
             raise _first_cause(failed) from None
 

@@ -56,14 +56,16 @@ def unpack(blob: bytes, target: Path, *, max_bytes: int = 1 << 32, max_entries: 
     target.mkdir(exist_ok=True)
     blob_fd = os.memfd_create("blob")
     target_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+    names_fd = os.memfd_create("names")
     try:
         os.write(blob_fd, blob)
         os.lseek(blob_fd, 0, os.SEEK_SET)
         request = {"max_bytes": max_bytes, "max_entries": max_entries, "module_paths": []}
-        return asyncio.run(run_role("unpack", request, [blob_fd, target_fd]))
+        return asyncio.run(run_role("unpack", request, [blob_fd, target_fd, names_fd]))
     finally:
         os.close(blob_fd)
         os.close(target_fd)
+        os.close(names_fd)
 
 
 def snapshot(top: Path) -> dict[str, tuple[Any, ...]]:

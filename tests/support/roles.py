@@ -11,9 +11,9 @@ from typing import Any
 _CHILD = """
 import ast, sys
 sys.path[:] = ast.literal_eval(sys.argv[1])
-from crishim.images import roles, volumes
+from crishim.images import parents, roles, volumes
 request, descriptors, name = ast.literal_eval(sys.stdin.read())
-sys.stdout.write(repr((vars(roles) | vars(volumes))[name](request, descriptors)))
+sys.stdout.write(repr((vars(roles) | vars(volumes) | vars(parents))[name](request, descriptors)))
 """
 
 
@@ -22,6 +22,9 @@ class ForkUnpacker:
 
     async def unpack(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         return await run_role("unpack", request, fds)
+
+    async def adopt_parents(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        return await run_role("adopt_parents", request, fds)
 
 
 async def run_role(name: str, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:

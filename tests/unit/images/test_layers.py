@@ -22,7 +22,10 @@ class Unpacker:
 
     async def unpack(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         os.close(os.open("file", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, dir_fd=fds[1]))
-        return {"diff_id": DIFF, "bytes": 1, "inodes": 1, "root_opaque": False, "root_given": False}
+        return {"diff_id": DIFF, "bytes": 1, "inodes": 1, "root_opaque": False, "root_given": False, "implied": 0}
+
+    async def adopt_parents(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        raise AssertionError("nothing is implied")
 
 
 class Table(ImageTable):
@@ -59,7 +62,7 @@ async def ensure(store: LayerStore, tmp_path: Path) -> None:
         return tmp_path / "blob"
 
     async with store.leased([CHAIN]):
-        await store.ensure(CHAIN, DIFF, fetch)
+        await store.ensure(CHAIN, DIFF, (), fetch)
 
 
 def test_a_layer_whose_pull_is_cancelled_at_its_commit_is_whole(tmp_path: Path, table: Table) -> None:
