@@ -52,7 +52,8 @@ parent = "{node.cgroup}/crishim"
             log="crishim",
             env={"PYTHONPATH": str(REPOSITORY)},
         )
-        wait_until(self._answers, deadline_s=120, what=f"crishim to answer, see {self._node.log('crishim')}")
+        log = self._node.log("crishim")
+        wait_until(self._answers, deadline_s=120, what=lambda: f"crishim to answer: {log.read_text()[-2000:]}")
 
     def _answers(self) -> bool:
         code = self._node.exit_code(self._pid)
