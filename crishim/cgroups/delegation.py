@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 
-from crishim.cgroups.files import join_path
+from crishim.cgroups.files import join_path, write
 from crishim.cgroups.hierarchy import Hierarchy
 
 #: what the kernel says may be handed over (cgroups(7), "delegation")
 _LIST = "/sys/kernel/cgroup/delegate"
+#: cgroups that may be made below: each takes memory of the kernel, and time of whoever looks through them. A system
+#: manager inside has some hundred, and our own execs at most 4,096
+_DESCENDANTS = 5000
 _LEAST = (b"cgroup.procs", b"cgroup.threads", b"cgroup.subtree_control")
 
 
@@ -17,6 +20,7 @@ def delegate(h: Hierarchy, path: str, uid: int, gid: int) -> None:
     if not h.mount:
         return
     directory = join_path(h.mount, path)
+    write(directory + b"/cgroup.max.descendants", str(_DESCENDANTS))
     os.chown(directory, uid, gid, follow_symlinks=False)
     for name in _names():
         try:

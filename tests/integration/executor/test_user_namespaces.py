@@ -22,6 +22,7 @@ from tests.support.container import (
     Pod,
     all_capabilities,
     program,
+    read_line,
     script,
     wait_until,
 )
@@ -248,6 +249,56 @@ def test_a_writable_cgroup_is_handed_to_root_of_the_pod_and_its_limits_are_not(p
     handed = {"": HOST_ID, "cgroup.procs": HOST_ID, "cgroup.subtree_control": HOST_ID}
     assert owners(given) == {**handed, "cgroup.max.depth": 0, "cgroup.kill": 0}
     assert set(owners(kept).values()) == {0}
+
+
+def test_t57_who_may_make_cgroups_makes_no_more_than_a_node_bears(pod: Pod) -> None:
+    """A container with a writable cgroup makes cgroups without end: each takes memory of the kernel and time of the
+    node. Defence: a limit of descendants, in a file that is not handed over.
+    """
+    tree = pod.node.hierarchy.mount
+    if not tree:
+        pytest.skip("this node has no cgroup v2 tree")
+    writable = tuple(
+        MountSpec("/sys/fs/cgroup", "cgroup", flags=("nosuid", "noexec", "nodev")) if each.kind == "cgroup" else each
+        for each in MOUNTS
+    )
+    attack = script(
+        "cd /sys/fs/cgroup; [ -d unified ] && cd unified; (echo max > cgroup.max.descendants) 2>&1;"
+        " seq 1 5100 | xargs mkdir 2>/dev/null; ls -d [0-9]* | wc -l;"
+        " mkdir 1/a 2>&1; rmdir [0-9]*; i=0; while [ $i -lt 300 ]; do mkdir d && cd d; i=$((i+1)); done; pwd | wc -c",
+        capabilities=ROOT,
+    )
+    ended = pod.run(attack, mounts=writable)
+    denied, made, more, deep = ended.lines
+    assert denied.endswith("Permission denied") and more.endswith("Resource temporarily unavailable"), ended.lines
+    assert int(made) == 5000
+    assert int(deep) > 600, "they are removed with the container, however deep"
+
+
+def test_t02_nobody_of_a_pods_user_namespace_looks_into_who_joins_it(pod: Pod) -> None:
+    """CVE-2016-9962 with more rights: root inside has every capability over what belongs to its user namespace, which
+    the processes that start a container or an exec there join while they still have files of the host open.
+
+    Defence: they are not dumpable, and their memory belongs to the host's user namespace.
+    """
+    watch = script(
+        "echo up; while :; do for p in /proc/[0-9]*; do ls -l $p/fd/ $p/cwd $p/exe $p/root; cat $p/environ;"
+        " cat $p/maps | grep memfd; done; done >> /tmp/seen 2>&1",
+        capabilities=all_capabilities(pod.node),
+    )
+    container = pod.start(watch)
+    assert read_line(container.stdout) == "up"
+    assert container.spec.rootfs.upper is not None
+    seen = Path(container.spec.rootfs.upper) / "tmp/seen"
+    for _ in range(40):
+        assert pod.exec(container, program("/bin/true")).code == 0
+    wait_until(lambda: seen.stat().st_size > 50_000, "some rounds of the watcher")
+    container.kill()
+    text = seen.read_text(errors="replace")
+    targets = {line.split(" -> ", 1)[1] for line in text.splitlines() if " -> " in line}
+    assert targets and "memfd" not in text
+    allowed = ("pipe:", "/proc/", "/bin/")
+    assert {each for each in targets if not each.startswith(allowed)} <= {"/", "/dev/null", "/tmp/seen"}
 
 
 def test_a_user_that_is_not_mapped_is_a_sentence(pod: Pod) -> None:
