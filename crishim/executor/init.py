@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from crishim.executor.loop import Loop
+    from crishim.executor.net_devices import NetDevices
 
 _READ_BYTES = 1 << 18
 #: a pipe that was found full is given this size, so that a flood costs fewer wake-ups
@@ -40,6 +41,7 @@ class InitProcess:
         "hooks",
         "id",
         "log",
+        "net_devices",
         "outputs",
         "own_pid_namespace",
         "phases_ns",
@@ -78,6 +80,8 @@ class InitProcess:
         self.log = LogWriter(log[0], log[1]) if isinstance(log, list) else None
         #: of `hooks.Hooks`, for what comes after its end; None without hooks
         self.hooks: dict[str, object] | None = request.get("hooks")  # type: ignore[assignment]
+        #: what was moved into its network namespace, until it is given back
+        self.net_devices: NetDevices | None = None
         #: the exit record, None while it runs
         self.exit: dict[str, object] | None = None
 

@@ -192,6 +192,8 @@ class Monitor:
             pass  # STATE still has it as long as we live
         self.pod.remove_cgroup(init)
         self.servers.tell(wire.EVENT_CONTAINER_EXITED, init.exit)
+        for problem in self.pod.give_net_devices_back(init):
+            self.servers.note(problem)
         self.poststops.start(init.id, init.hooks)
 
     def _pod_init_died(self) -> None:

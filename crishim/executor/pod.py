@@ -117,6 +117,19 @@ class Pod:
         except OSError:
             pass  # the server kills again when it removes the container
 
+    def give_net_devices_back(self, init: InitProcess) -> list[str]:
+        """To the host, what the container was given of it; sentences about what could not be done."""
+        devices, init.net_devices = init.net_devices, None
+        if devices is None:
+            return []
+        home = self.home.get(process.CLONE_NEWNET, -1)
+        own = os.open("self/ns/net", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.seed.proc)
+        try:
+            problems = devices.give_back(own if home < 0 else home)
+        finally:
+            os.close(own)
+        return [f"container {init.id.decode('utf-8', 'replace')}: {problem}" for problem in problems]
+
     def remove_cgroup(self, init: InitProcess) -> None:
         """Remove the cgroup of a container."""
         if init.cgroup.endswith(".scope"):

@@ -25,13 +25,13 @@ from _socket import (
 from crishim.cgroups import effects
 from crishim.cgroups.delegation import delegate
 from crishim.cgroups.planned import CgroupPlan
-from crishim.executor import birth, child, hook_runner, plan, prepare, sentences, wire
+from crishim.executor import birth, child, hook_runner, net_devices, plan, prepare, sentences, wire
 from crishim.executor.birth import Started
 from crishim.executor.hook_runner import HookRunner
 from crishim.executor.hooks import Hooks
 from crishim.executor.listener import Courier
 from crishim.executor.prepare import Opened, StepFailed
-from crishim.linux import fs
+from crishim.linux import fs, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def run(pod: Pod, spec: bytes, given: list[int], answer: socket) -> None:
     try:
         container = wire.decode(spec)
         assert isinstance(container, dict)
-        _start(pod, container, given, started)
+        _start(pod, container, given, started, answer)
         body: dict[str, object] = {
             "pid": started.pid,
             "phases_ns": started.phases_ns,
@@ -72,7 +72,7 @@ def run(pod: Pod, spec: bytes, given: list[int], answer: socket) -> None:
     os._exit(0)
 
 
-def _start(pod: Pod, container: dict[str, object], given: list[int], started: Started) -> None:
+def _start(pod: Pod, container: dict[str, object], given: list[int], started: Started, answer: socket) -> None:
     opened = Opened()
     times = [time.monotonic_ns()]
     _make_cgroup(pod, container)
@@ -81,6 +81,8 @@ def _start(pod: Pod, container: dict[str, object], given: list[int], started: St
     hooks = _open_hooks(pod, container, opened)
     listener = container.get("listener")  # a server of an earlier version does not say it
     courier = None if listener is None else Courier(listener, pod.home)  # type: ignore[arg-type]
+    if container.get("net_devices"):  # a server of an earlier version does not say it
+        _move_net_devices(pod, container, opened, answer)
     _open_stdio(container, given, opened, started, _owner(pod, container))
     steps = plan.init_steps(container, opened.by_role)
     times.append(time.monotonic_ns())
@@ -200,6 +202,20 @@ def _open_stdio(container: dict[str, object], given: list[int], opened: Opened, 
         for name in (b"stdin", b"stdout", b"stderr"):
             if roles[name] >= 0:
                 fs.give_pipe(roles[name], owner)
+
+
+def _move_net_devices(pod: Pod, container: dict[str, object], opened: Opened, answer: socket) -> None:
+    """Into the namespace that the init will be born in; the monitor is told at once, since it will give them back."""
+    home = pod.home.get(process.CLONE_NEWNET, -1)
+    target = opened.by_role.get(b"ns:net", -1)
+    if home < 0 and target < 0:
+        raise StepFailed("net_devices: the container has the host's network, where the devices are")
+    try:
+        moved = net_devices.move_in(container["net_devices"], pod.seed.proc, home, target)  # type: ignore[arg-type]
+    except OSError as error:
+        raise StepFailed(f"net_devices: {os.strerror(error.errno or 0).lower()}") from None
+    wire.send(answer, wire.NET_DEVICES_MOVED, 0, b"", moved.to_value(), moved.fds())
+    moved.close()
 
 
 def _make_pipes(stdin: bool, roles: dict[bytes, int], started: Started) -> None:

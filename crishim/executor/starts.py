@@ -9,6 +9,7 @@ from _socket import socket
 
 from crishim.executor import starter, wire
 from crishim.executor.init import InitProcess
+from crishim.executor.net_devices import NetDevices
 from crishim.executor.prepare import StepFailed
 from crishim.linux import process
 
@@ -85,8 +86,12 @@ class Starts:
         self._pod.containers[container_id] = init
 
         def answered() -> None:
+            answer = _received(ours)
+            if answer is not None and answer.kind == wire.NET_DEVICES_MOVED:
+                init.net_devices = NetDevices.from_value(answer.body, answer.fds)
+                return
             self._loop.forget(ours.fileno())
-            self._started(init, ours)
+            self._started(init, answer)
             ours.close()
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
             os.close(pidfd)
@@ -106,11 +111,7 @@ class Starts:
         pidfd_send_signal(init.starter_pidfd, 9)
         return True
 
-    def _started(self, init: InitProcess, answer: socket) -> None:
-        try:
-            message = wire.receive(answer)
-        except (OSError, wire.WireError):  # we had no descriptors left to receive
-            message = None
+    def _started(self, init: InitProcess, message: Message | None) -> None:
         if message is None or message.kind == wire.ERROR:
             self._undo_start(init, message)
             text = _killed(init) if message is None else message.body["message"]
@@ -146,6 +147,8 @@ class Starts:
         elif message is None:
             self._reap_strays()
         del self._pod.containers[init.id]
+        for problem in self._pod.give_net_devices_back(init):
+            self._servers.note(problem)
         init.close(self._loop)
         self._pod.remove_cgroup(init)
         self._poststops.start(init.id, init.hooks)
@@ -163,6 +166,13 @@ class Starts:
             if all(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None for pid in strays):
                 return
             time.sleep(0.01)
+
+
+def _received(answer: socket) -> Message | None:
+    try:
+        return wire.receive(answer)
+    except (OSError, wire.WireError):  # we had no descriptors left to receive
+        return None
 
 
 def _killed(init: InitProcess) -> str:

@@ -95,8 +95,27 @@ def container_value(spec: ContainerSpec, hierarchy: Hierarchy) -> dict[str, obje
         "make_missing_sources": spec.make_missing_sources,
         "mount_label": _label("mount_label", spec.mount_label),
         "directories": [_normal(f"directories[{index}]", path) for index, path in enumerate(spec.directories)],
+        "net_devices": _net_devices(spec),
         "hooks": None,  # `hook_values.py` makes them, of who knows where they run
     }
+
+
+def _net_devices(spec: ContainerSpec) -> list[list[bytes]]:
+    pairs = [[_device_name(name), _device_name(inside or name)] for name, inside in spec.net_devices.items()]
+    for index, (_, inside) in enumerate(pairs):
+        if inside in [other for _, other in pairs[:index]]:
+            raise InvalidSpec(f"net_devices: {os.fsdecode(inside)!r} would be the name of two devices")
+    return pairs
+
+
+def _device_name(name: str) -> bytes:
+    """As the kernel takes it (dev_valid_name)."""
+    text = _bytes("net_devices", name)
+    if not 0 < len(text) < 16 or name in (".", "..") or any(letter in "/:" or letter.isspace() for letter in name):
+        raise InvalidSpec(f"net_devices: {name!r} is not the name of a network device")
+    if "%" in name:
+        raise InvalidSpec(f"net_devices: {name!r} has a %, which the kernel would replace by a number")
+    return text
 
 
 def process_value(process: ProcessSpec) -> dict[str, object]:

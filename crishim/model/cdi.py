@@ -40,6 +40,8 @@ class ContainerEdits:
     mounts: tuple[CdiMount, ...] = ()
     hooks: Hooks = Hooks()
     additional_groups: tuple[int, ...] = ()
+    #: (name on the host, name inside)
+    net_devices: tuple[tuple[str, str], ...] = ()
 
     def __add__(self, other: ContainerEdits) -> ContainerEdits:
         return ContainerEdits(
@@ -48,6 +50,7 @@ class ContainerEdits:
             self.mounts + other.mounts,
             self.hooks + other.hooks,
             self.additional_groups + other.additional_groups,
+            self.net_devices + other.net_devices,
         )
 
 

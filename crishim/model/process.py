@@ -344,6 +344,8 @@ class ContainerSpec:
     make_missing_sources: bool = True
     #: made in the root when they are missing, before it may turn read-only
     directories: tuple[str, ...] = ()
+    #: network devices of the host that the container gets while it lives, to their names inside ("" is the same)
+    net_devices: Mapping[str, str] = field(default_factory=dict)
     hooks: Hooks = Hooks()
     #: what hooks are told of the container: its annotations, and a directory with `config.json`
     annotations: Mapping[str, str] = field(default_factory=dict)

@@ -104,6 +104,8 @@ class Container:
         spec = replace(self.spec, process=with_defaults(process.spec))
         check_hooks(spec.hooks)
         _check_mappings(spec)
+        if spec.net_devices and not any(ns.kind is NamespaceKind.NETWORK for ns in spec.namespaces):
+            raise InvalidSpec("net_devices: the container has the host's network, where the devices are")
         own = {ns.kind for ns in spec.namespaces if ns.path is None}
         engine = running_engine()
         self._directory = Path(tempfile.mkdtemp(prefix=monitor_directories()))

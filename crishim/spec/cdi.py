@@ -47,8 +47,18 @@ def edited(spec: ContainerSpec, edits: ContainerEdits, look: Callable[[CdiNode],
         device_nodes=tuple(nodes.values()),
         cgroup=replace(spec.cgroup, devices=tuple(rules)),
         mounts=_mounts(spec.mounts, [_mount(mount) for mount in edits.mounts]),
+        net_devices=_net_devices(spec, edits),
         hooks=spec.hooks + edits.hooks,
     )
+
+
+def _net_devices(spec: ContainerSpec, edits: ContainerEdits) -> dict[str, str]:
+    devices = dict(spec.net_devices)
+    for name, inside in edits.net_devices:
+        if devices.get(name, inside) != inside:
+            raise InvalidSpec(f"CDI network device {name!r} would be {devices[name]!r} and {inside!r} in the container")
+        devices[name] = inside
+    return devices
 
 
 def _owned(found: DeviceNode, node: CdiNode, process: ProcessSpec) -> DeviceNode:

@@ -17,6 +17,7 @@ from crishim.spec.json_object import Fields
 _VERSION = re.compile(r"(?:0\.[1-9][0-9]?|1\.[01])\.[0-9]{1,3}")
 _VENDOR = re.compile(r"[A-Za-z](?:[A-Za-z0-9_.-]{0,250}[A-Za-z0-9])?")
 _DEVICE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.:-]{0,250}[A-Za-z0-9])?")
+_INTERFACE = re.compile(r"[^\s/:%\0]{1,15}")
 _ID_LIMIT = 0xFFFFFFFE
 #: of what the kernel's dev_t holds
 _NUMBER_LIMIT = (1 << 20) - 1
@@ -63,9 +64,8 @@ def _is_kind(text: str) -> bool:
 def _edits(fields: Fields | None) -> ContainerEdits:
     if fields is None:
         return ContainerEdits()
-    for name in ("intelRdt", "netDevices"):
-        if fields.has(name):
-            raise Unsupported(f"{fields.place(name)}: it is not supported")
+    if fields.has("intelRdt"):
+        raise Unsupported(f"{fields.place('intelRdt')}: it is not supported")
     env = fields.texts("env")
     for entry in env:
         if not entry.partition("=")[0] or "=" not in entry:
@@ -83,9 +83,19 @@ def _edits(fields: Fields | None) -> ContainerEdits:
         tuple(_mount(each) for each in fields.objects("mounts")),
         hooks,
         tuple(_groups(fields)),
+        tuple(_net_device(each) for each in fields.objects("netDevices")),
     )
     fields.end()
     return edits
+
+
+def _net_device(fields: Fields) -> tuple[str, str]:
+    found = fields.text("hostInterfaceName"), fields.text("name")
+    for key, name in zip(("hostInterfaceName", "name"), found):
+        if not _INTERFACE.fullmatch(name) or name in (".", ".."):
+            raise InvalidSpec(f"{fields.place(key)}: {name!r} is not the name of a network device")
+    fields.end()
+    return found
 
 
 def _groups(fields: Fields) -> list[int]:

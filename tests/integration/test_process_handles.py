@@ -150,6 +150,16 @@ def test_the_names_of_the_container_are_set(container: Container) -> None:
     assert read_all(reading) == b"box\nexample.test\n"
 
 
+def test_network_devices_need_a_network_of_the_containers_own(container: Container) -> None:
+    kinds = tuple(ns for ns in container.spec.namespaces if ns.kind is not NamespaceKind.NETWORK)
+    container.spec = replace(container.spec, net_devices={"nosuchdev": ""})
+    with pytest.raises(StartFailed, match=r'net_devices\["nosuchdev"\]: no such device on the host'):
+        container.start(Process(IDLE))
+    container.spec = replace(container.spec, namespaces=kinds)
+    with pytest.raises(InvalidSpec, match="net_devices: the container has the host's network"):
+        container.start(Process(IDLE))
+
+
 def test_a_container_may_have_a_user_namespace_of_its_own(container: Container) -> None:
     maps = (IdMapping(0, 200_000, 65536),)
     users = (*container.spec.namespaces, Namespace(NamespaceKind.USER))

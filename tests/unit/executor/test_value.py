@@ -96,6 +96,13 @@ def test_a_mount_that_cannot_be_honoured_is_named_by_its_place(mount: MountSpec,
         ({"masked_paths": ("/a\0",)}, "masked_paths: "),
         ({"readonly_paths": ("/a\0",)}, "readonly_paths: "),
         ({"sysctls": {"a\0": "x"}}, "sysctls: "),
+        ({"net_devices": {"": ""}}, "net_devices: '' is not the name of a network device"),
+        ({"net_devices": {"eth1": "x" * 16}}, "net_devices: 'x+' is not the name"),
+        ({"net_devices": {"a/b": ""}}, "net_devices: 'a/b' is not the name"),
+        ({"net_devices": {"eth1": "a b"}}, "net_devices: 'a b' is not the name"),
+        ({"net_devices": {"eth1": ".."}}, "net_devices: '..' is not the name"),
+        ({"net_devices": {"eth1": "eth%d"}}, "net_devices: 'eth%d' has a %, which the kernel would replace"),
+        ({"net_devices": {"eth1": "x", "x": ""}}, "net_devices: 'x' would be the name of two devices"),
     ],
 )
 def test_a_container_field_that_cannot_be_honoured(change: dict[str, Any], message: str) -> None:

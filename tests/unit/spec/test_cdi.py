@@ -89,6 +89,10 @@ def test_versions_that_are_known(version: str) -> None:
     assert document_from({**DOCUMENT, "cdiVersion": version}).devices
 
 
+def interface(name: str, inside: str) -> dict[str, Any]:
+    return {"hostInterfaceName": name, "name": inside}
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [
@@ -115,6 +119,15 @@ def test_versions_that_are_known(version: str) -> None:
         (with_edits(hooks=[{"hookName": "later", "path": "/x"}]), r"hooks\[0\].hookName: 'later' is not one of"),
         (with_edits(hooks=[{"hookName": "prestart", "path": "x"}]), r"hooks\[0\].path: 'x' is not an absolute path"),
         (with_edits(hooks=[{"hookName": "prestart", "path": "/x", "timeout": -1}]), r"hooks\[0\].timeout: -1"),
+        (with_edits(netDevices=[{"name": "x"}]), r"netDevices\[0\].hostInterfaceName: it is missing"),
+        (
+            with_edits(netDevices=[interface("a/b", "x")]),
+            r"hostInterfaceName: 'a/b' is not the name of a network device",
+        ),
+        (with_edits(netDevices=[interface("eth1", "x" * 16)]), r"netDevices\[0\].name: 'x+' is not the name"),
+        (with_edits(netDevices=[interface("eth1", "..")]), r"netDevices\[0\].name: '..' is not the name"),
+        (with_edits(netDevices=[interface("eth1", "eth%d")]), r"netDevices\[0\].name: 'eth%d' is not the name"),
+        (with_edits(netDevices=[interface("eth1", "x") | {"mtu": 1}]), r"netDevices\[0\].mtu: there is no such field"),
         (with_edits(additionalGids=[-1]), "additionalGids: .* is not a list of numbers"),
     ],
 )
@@ -127,7 +140,6 @@ def test_a_document_that_cannot_be_used_names_the_field(document: object, messag
     ("edits", "message"),
     [
         ({"intelRdt": {"closID": "x"}}, "containerEdits.intelRdt: it is not supported"),
-        ({"netDevices": [{"name": "x"}]}, "containerEdits.netDevices: it is not supported"),
         ({"deviceNodes": [{"path": "/dev/x", "type": "p"}]}, "'p' is not supported"),
         ({"mounts": [{"hostPath": "/a", "containerPath": "/b", "type": "tmpfs"}]}, "'tmpfs' is not supported"),
     ],
@@ -172,6 +184,15 @@ def test_edits_become_parts_of_the_container() -> None:
     assert made.hooks == edits.hooks
     depths = [mount.target.count("/") for mount in made.mounts]
     assert depths == sorted(depths)
+
+
+def test_network_devices_of_a_document_go_into_the_container() -> None:
+    document = document_from(with_edits(netDevices=[interface("eth1", "net0"), interface("eth2", "eth2")]))
+    (edits,) = document.devices.values()
+    assert edits.net_devices == (("eth1", "net0"), ("eth2", "eth2"))
+    assert edited(built(), edits + edits, found).net_devices == {"eth1": "net0", "eth2": "eth2"}
+    with pytest.raises(InvalidSpec, match="CDI network device 'eth1' would be 'net0' and 'net1' in the container"):
+        edited(built(), edits + ContainerEdits(net_devices=(("eth1", "net1"),)), found)
 
 
 def test_a_node_belongs_to_whom_the_document_says_or_to_the_user() -> None:
