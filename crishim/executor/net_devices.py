@@ -17,6 +17,9 @@ from crishim.executor.prepare import StepFailed
 from crishim.linux import process
 from crishim.linux.rtnetlink import IFF_LOOPBACK, IFF_UP, Address, RouteSocket
 
+#: kind of a starter's message to its monitor, before its answer
+MOVED = 100
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     #: name on the host, name inside, index inside, whether it was up, its addresses

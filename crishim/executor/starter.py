@@ -214,7 +214,7 @@ def _move_net_devices(pod: Pod, container: dict[str, object], opened: Opened, an
         moved = net_devices.move_in(container["net_devices"], pod.seed.proc, home, target)  # type: ignore[arg-type]
     except OSError as error:
         raise StepFailed(f"net_devices: {os.strerror(error.errno or 0).lower()}") from None
-    wire.send(answer, wire.NET_DEVICES_MOVED, 0, b"", moved.to_value(), moved.fds())
+    wire.send(answer, net_devices.MOVED, 0, b"", moved.to_value(), moved.fds())
     moved.close()
 
 

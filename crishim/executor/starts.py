@@ -7,9 +7,8 @@ import time
 from _signal import pidfd_send_signal
 from _socket import socket
 
-from crishim.executor import starter, wire
+from crishim.executor import net_devices, starter, wire
 from crishim.executor.init import InitProcess
-from crishim.executor.net_devices import NetDevices
 from crishim.executor.prepare import StepFailed
 from crishim.linux import process
 
@@ -87,8 +86,8 @@ class Starts:
 
         def answered() -> None:
             answer = _received(ours)
-            if answer is not None and answer.kind == wire.NET_DEVICES_MOVED:
-                init.net_devices = NetDevices.from_value(answer.body, answer.fds)
+            if answer is not None and answer.kind == net_devices.MOVED:
+                init.net_devices = net_devices.NetDevices.from_value(answer.body, answer.fds)
                 return
             self._loop.forget(ours.fileno())
             self._started(init, answer)

@@ -52,8 +52,6 @@ STOP = 25
 STATE = 26
 ATTACH = 27
 CANCEL_START = 28
-#: of a starter to its monitor, before its answer
-NET_DEVICES_MOVED = 30
 EVENT_CONTAINER_EXITED = 40
 EVENT_EXEC_EXITED = 41
 EVENT_NOTE = 42
