@@ -137,7 +137,7 @@ def test_t58_an_environment_that_is_too_large_is_a_sentence(
     """More than the kernel hands to a program. Defence: it is the start's own error, and nobody else's."""
     image = load_image("large", Env=["A=" + "x" * 200_000], Cmd=["sleep", "1000"])
     container = server.create_config(*sandbox, container_config("sleep", "1000", name="large", image=image))
-    with pytest.raises(CrishimError, match="(?i)argument list too long"):
+    with pytest.raises(CrishimError, match=r"(?i)argument list too long"):
         server.start_container(container)
     assert "argument list" in server.status(container).message.lower()
     server.remove(container)
