@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -321,3 +321,26 @@ def exit_code(status: dict[str, Any]) -> int:
         return 0
     assert status["reason"] == "NonZeroExitCode", status
     return int(status["details"]["causes"][0]["message"])
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a test of coroutines, for a bounded time."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(4 * DEADLINE_S):
+            await test()
+
+    asyncio.run(bounded())
+
+
+def sh(script: str, **streams: bool) -> ExecRequest:
+    """An exec of a shell's script."""
+    return ExecRequest("container", ("sh", "-c", script), **streams)
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Polls, since nothing tells of what the kernel does."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+    assert condition(), what
