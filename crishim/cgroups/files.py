@@ -59,6 +59,7 @@ class Writer:
         self._close()
 
     def write(self, path: bytes, value: str) -> None:
+        """As `write`, through the file of the last call when it is the same."""
         try:
             if path != self._path:
                 self._close()

@@ -87,6 +87,7 @@ class _Entries(Generic[T]):
         self._entries[value.id] = _Entry(value, blob)
 
     def remove(self, id: str) -> None:
+        """Take an entry out; nothing when it is not there."""
         self._joined = None
         removed = self._entries.pop(id, None)
         uid = None if removed is None else removed.value.config.labels.get(POD_UID)
@@ -102,6 +103,7 @@ class _Entries(Generic[T]):
         return self._joined
 
     def get(self, id: str) -> _Entry[T] | None:
+        """By the full id."""
         return self._entries.get(id)
 
     def matching(self, id: str, labels: Mapping[str, str]) -> Iterator[_Entry[T]]:

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
+from crishim.linux import mount, process
+
 #: /proc/PID/ns name to clone flag
 NAMESPACE_FLAGS = {
-    b"mnt": 0x20000,
-    b"pid": 0x20000000,
-    b"net": 0x40000000,
-    b"ipc": 0x8000000,
-    b"uts": 0x4000000,
-    b"cgroup": 0x2000000,
-    b"user": 0x10000000,
-    b"time": 0x80,
+    b"mnt": process.CLONE_NEWNS,
+    b"pid": process.CLONE_NEWPID,
+    b"net": process.CLONE_NEWNET,
+    b"ipc": process.CLONE_NEWIPC,
+    b"uts": process.CLONE_NEWUTS,
+    b"cgroup": process.CLONE_NEWCGROUP,
+    b"user": process.CLONE_NEWUSER,
+    b"time": process.CLONE_NEWTIME,
 }
 
 #: mount flags by name to (bits to set, bits to clear, recursive) of mount_setattr(2)
 MOUNT_FLAGS = {
-    b"ro": (0x1, 0, False),
-    b"rw": (0, 0x1, False),
-    b"rro": (0x1, 0, True),
-    b"nosuid": (0x2, 0, False),
-    b"suid": (0, 0x2, False),
-    b"nodev": (0x4, 0, False),
-    b"dev": (0, 0x4, False),
-    b"noexec": (0x8, 0, False),
-    b"exec": (0, 0x8, False),
-    b"noatime": (0x10, 0x70, False),
-    b"relatime": (0, 0x70, False),
-    b"strictatime": (0x20, 0x70, False),
-    b"nodiratime": (0x80, 0, False),
-    b"nosymfollow": (0x200000, 0, False),
+    b"ro": (mount.MOUNT_ATTR_RDONLY, 0, False),
+    b"rw": (0, mount.MOUNT_ATTR_RDONLY, False),
+    b"rro": (mount.MOUNT_ATTR_RDONLY, 0, True),
+    b"nosuid": (mount.MOUNT_ATTR_NOSUID, 0, False),
+    b"suid": (0, mount.MOUNT_ATTR_NOSUID, False),
+    b"nodev": (mount.MOUNT_ATTR_NODEV, 0, False),
+    b"dev": (0, mount.MOUNT_ATTR_NODEV, False),
+    b"noexec": (mount.MOUNT_ATTR_NOEXEC, 0, False),
+    b"exec": (0, mount.MOUNT_ATTR_NOEXEC, False),
+    b"noatime": (mount.MOUNT_ATTR_NOATIME, mount.MOUNT_ATTR_ATIME, False),
+    b"relatime": (0, mount.MOUNT_ATTR_ATIME, False),
+    b"strictatime": (mount.MOUNT_ATTR_STRICTATIME, mount.MOUNT_ATTR_ATIME, False),
+    b"nodiratime": (mount.MOUNT_ATTR_NODIRATIME, 0, False),
+    b"nosymfollow": (mount.MOUNT_ATTR_NOSYMFOLLOW, 0, False),
 }
 
-_PROPAGATION = {b"rprivate": 1 << 18, b"rslave": 1 << 19, b"rshared": 1 << 20}
+_PROPAGATION = {b"rprivate": mount.MS_PRIVATE, b"rslave": mount.MS_SLAVE, b"rshared": mount.MS_SHARED}
 
 RLIMITS = {
     b"RLIMIT_CPU": 0,

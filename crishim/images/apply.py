@@ -67,6 +67,7 @@ class _Layer:
         self._times: dict[bytes, int] = {}
 
     def apply(self, entry: tar.Entry) -> None:
+        """Make what the entry describes, or take away what it hides; its content is read from the stream."""
         name = tar.clean_name(entry.name)
         parent, _, base = name.rpartition(b"/")
         content = entry.stored + entry.padding
@@ -86,6 +87,7 @@ class _Layer:
         self._stream.skip(content)
 
     def finish(self) -> None:
+        """After the last entry: the times of directories, which each entry inside has changed."""
         for name, mtime_ns in self._times.items():
             try:
                 os.utime(name or b".", ns=(mtime_ns, mtime_ns), follow_symlinks=False)

@@ -93,20 +93,10 @@ class UserDatabase:
         gid = entry.gid if entry else 0
         return ResolvedUser(uid, gid, self._groups_of(found, gid), home, found)
 
-    def image_groups(self, user: str | int) -> tuple[int, ...]:
-        """Gids whose line in /etc/group lists the user (a name, or the name of that uid), ascending, none twice."""
-        entry = self._users_by_uid.get(user) if isinstance(user, int) else self._users_by_name.get(user)
-        return self._groups_of(entry.name, None) if entry else ()
-
     def home(self, uid: int) -> str:
         """Home directory of the uid in /etc/passwd, "/" when there is none."""
         entry = self._users_by_uid.get(uid)
         return entry.home if entry and entry.home.startswith("/") else "/"
-
-    def primary_gid(self, uid: int) -> int:
-        """Gid of the uid's passwd line, 0 when there is none."""
-        entry = self._users_by_uid.get(uid)
-        return entry.gid if entry else 0
 
     def gid_of(self, group: str) -> int:
         """A group's number, or its name looked up; InvalidSpec names the value."""
@@ -126,7 +116,7 @@ class UserDatabase:
             raise InvalidSpec(self.passwd_error or f"user {name!r} is not in /etc/passwd of the image")
         return entry, entry.uid
 
-    def _groups_of(self, name: str, primary: int | None) -> tuple[int, ...]:
+    def _groups_of(self, name: str, primary: int) -> tuple[int, ...]:
         if not name:
             return ()
         return tuple(sorted({group.gid for group in self.groups if name in group.members and group.gid != primary}))

@@ -106,6 +106,7 @@ class _Copy:
         self._links: dict[int, bytes] = {}
 
     def run(self) -> None:
+        """Copy all of it, and close the descriptors."""
         try:
             self._walk()
         finally:

@@ -128,10 +128,12 @@ def text(kind: int, value: str) -> bytes:
 
 
 def u8(kind: int, value: int) -> bytes:
+    """An attribute of one byte."""
     return attribute(kind, struct.pack("=B", value))
 
 
 def u32(kind: int, value: int) -> bytes:
+    """An attribute of 32 bits in the machine's order."""
     return attribute(kind, struct.pack("=I", value))
 
 

@@ -45,6 +45,7 @@ class Reservation:
 
     @property
     def ips(self) -> tuple[Address, ...]:
+        """The pod's addresses, one of each subnet."""
         return tuple(each.ip for each in self.interfaces)
 
 

@@ -237,6 +237,7 @@ def is_conflict(one: PortMapping, other: PortMapping) -> bool:
 
 
 def is_known_protocol(protocol: str) -> bool:
+    """Whether host ports of the protocol ("tcp") can be told to the kernel."""
     return protocol in _PROTOCOLS
 
 

@@ -41,6 +41,7 @@ class _Deadline:
         self.changed = asyncio.Event()
 
     def bring_forward(self, at: float) -> None:
+        """Kill at that time of the loop's clock, when that is earlier."""
         if at < self.at:
             self.at = at
             self.changed.set()

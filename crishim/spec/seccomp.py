@@ -85,6 +85,7 @@ class _Program:
             self._near(label)
 
     def to_bytes(self) -> bytes:
+        """The program as an array of struct sock_filter; InvalidSpec when it is longer than the kernel takes."""
         if len(self._reversed) > MAX_INSTRUCTIONS:
             raise InvalidSpec(f"seccomp: {len(self._reversed)} instructions, and a filter may have {MAX_INSTRUCTIONS}")
         return b"".join(struct.pack("=HBBI", *instruction) for instruction in reversed(self._reversed))

@@ -170,6 +170,7 @@ class _Reader:
         self.other_boot: set[str] = set()
 
     def read_folder(self, folder: Path) -> None:
+        """Add the records of one sandbox; what a crash left half written is removed."""
         containers = folder / "containers"
         for directory, names in ((folder, _names(folder)), (containers, inside := _names(containers))):
             for name in names:

@@ -98,12 +98,9 @@ def test_an_unreadable_file_stops_names_and_not_numbers() -> None:
         users.resolve("app")
 
 
-def test_groups_and_home_by_uid_and_name() -> None:
-    assert USERS.image_groups("app") == USERS.image_groups(1001) == (10, 50, 1002)
-    assert USERS.image_groups(4242) == USERS.image_groups("ghost") == ()
+def test_home_by_uid() -> None:
     assert USERS.home(1001) == "/home/app"
     assert USERS.home(4242) == "/"
-    assert USERS.primary_gid(1001) == 1002
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300), st.text(max_size=12))
