@@ -1,1 +1,1 @@
-"""The use cases of CRI as ordered effects, each with its undo; what they share is given to them by `app.py`."""
+"""The use cases of CRI as ordered effects, each with its undo; what they share is given to them by `app/`."""

@@ -20,7 +20,7 @@ from crishim.runtime.executor import Executor
 
 logger = logging.getLogger(__name__)
 
-#: name of the role that counts; `app.py` gives it to the zygote
+#: name of the role that counts; `app/serve.py` gives it to the zygote
 COUNT_ROLE = "count_layers"
 #: entries that are counted of one container; one with more is shown with these
 _MAX_ENTRIES = 100_000

@@ -1,4 +1,4 @@
-"""Who is told of what happens to processes: the metrics, wired by `app.py`. Each method is a past event."""
+"""Who is told of what happens to processes: the metrics, as `app/metrics.py` brings it. Each method is a past event."""
 
 from __future__ import annotations
 

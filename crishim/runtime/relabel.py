@@ -11,7 +11,7 @@ from crishim.runtime.executor import Executor
 from crishim.runtime.settings import Settings
 from crishim.runtime.volumes import Volumes
 
-#: name of the role that walks; `app.py` gives it to the zygote
+#: name of the role that walks; `app/serve.py` gives it to the zygote
 RELABEL_ROLE = "relabel"
 #: a volume may hold millions of files; who waits less asks again, and is handed the result
 _RELABEL_S = 600.0

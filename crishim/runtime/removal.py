@@ -25,7 +25,7 @@ from crishim.store.store import Store
 
 logger = logging.getLogger(__name__)
 
-#: name of the role that detaches a mount and removes its mount point; `app.py` gives it to the zygote
+#: name of the role that detaches a mount and removes its mount point; `app/serve.py` gives it to the zygote
 PIN_ROLE = "remove_pin"
 #: name of the role that detaches mounts alone
 MOUNT_ROLE = "detach_mounts"

@@ -1,4 +1,4 @@
-"""What the use cases are configured with; `app.py` makes it from the configuration file."""
+"""What the use cases are configured with; `app/settings.py` makes it from the configuration file."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from crishim.spec.container import Surroundings, all_devices, container_spec
 from crishim.spec.facts import HostDevice, PodFiles
 from crishim.spec.process import check_listener, localhost_profile
 
-#: name of the role that looks at host paths; `app.py` gives it to the zygote
+#: name of the role that looks at host paths; `app/serve.py` gives it to the zygote
 SOURCES_ROLE = "sources"
 #: how long the sources of mounts may take to answer
 _SOURCES_S = 2.0

@@ -17,7 +17,7 @@ from crishim.runtime.executor import Executor
 if TYPE_CHECKING:  # `crishim run` reads users of a directory, and need not load the registry client
     from crishim.images.store import ImageStore
 
-#: name of the role that reads the files; `app.py` gives it to the zygote
+#: name of the role that reads the files; `app/serve.py` gives it to the zygote
 ROLE = "read_users"
 _KEPT = 256
 #: names, lines and members of all that is kept: an image may have a hundred thousand, at some hundred bytes each

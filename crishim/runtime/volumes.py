@@ -23,7 +23,7 @@ from crishim.spec.volumes import declared_volumes, volume_mounts
 
 #: a kubelet finds this word in the error and shows it as the reason of the failure
 _REASON = "ImageVolumeMountFailed"
-#: name of the role that copies; `app.py` gives it to the zygote
+#: name of the role that copies; `app/serve.py` gives it to the zygote
 COPY_ROLE = "copy_volumes"
 #: name of the role that looks for sub paths
 _FIND_ROLE = "find_paths"

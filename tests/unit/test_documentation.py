@@ -48,6 +48,13 @@ def test_a_file_that_a_page_names_is_there(page: str) -> None:
     assert missing == set()
 
 
+def test_a_file_that_a_module_names_is_there() -> None:
+    """In its docstrings and comments."""
+    modules = [path for path in (PROJECT / "crishim").rglob("*.py") if "pb" not in path.parts]
+    named = {(path.name, name) for path in modules for name in re.findall(r"`([\w./]+\.py)`", path.read_text())}
+    assert {pair for pair in named if not any(file.endswith("/" + pair[1]) for file in files())} == set()
+
+
 @pytest.mark.parametrize("page", ["docs/process.md", "docs/security.md", "docs/architecture.md"])
 def test_a_test_that_a_page_names_is_there(page: str) -> None:
     """Names are the facts of test functions; "..." is what was left out at the end."""

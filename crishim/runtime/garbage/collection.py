@@ -34,7 +34,7 @@ from crishim.store.store import Store
 
 logger = logging.getLogger(__name__)
 
-#: names of the roles that look; `app.py` gives them to the zygote
+#: names of the roles that look; `app/serve.py` gives them to the zygote
 INVENTORY_ROLE = "inventory"
 FILTERS_ROLE = "filter_users"
 #: of each part of a look; a child that hangs is killed

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -49,3 +51,16 @@ def test_values_and_chart_agree_on_the_version() -> None:
 def test_every_panel_has_a_place_of_its_own() -> None:
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in DASHBOARD["panels"]]
     assert len(set(places)) == len(places)
+
+
+def test_templates_and_values_know_each_other() -> None:
+    def leaves(tree: dict[str, Any], path: str = "") -> Iterator[str]:
+        for key, value in tree.items():
+            if isinstance(value, dict) and key not in ("resources", "labels", "nodeSelector"):
+                yield from leaves(value, f"{path}{key}.")
+            else:
+                yield path + key
+
+    text = "\n".join(path.read_text() for path in (CHART / "templates").iterdir())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert set(re.findall(r"\.Values\.([\w.]+)", text)) == set(leaves(values))
