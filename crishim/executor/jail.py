@@ -80,6 +80,25 @@ def hold_shm(index: int, tree: int) -> None:
     _shm[index] = tree
 
 
+def show_bundle(tree: int, closed: bytes, bundle: bytes) -> None:
+    """Cover a directory that others may not enter, so that the way to the bundle is open and leads to nothing else.
+
+    In our copy of the host's tree alone; the place of the root in the bundle becomes the working directory.
+    """
+    way = mount.new_mount(b"tmpfs", ((b"mode", b"711"),))
+    place = os.open(closed, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    mount.move_mount(way, place)
+    os.close(place)
+    for name in bundle[len(closed) :].strip(b"/").split(b"/"):
+        os.mkdir(name, 0o711, dir_fd=way)
+        below = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=way)
+        os.close(way)
+        way = below
+    mount.move_mount(tree, way)
+    os.close(way)
+    os.chdir(bundle + b"/rootfs")
+
+
 def enter_root_on_host(root: int) -> None:
     """Mount the detached root over the working directory, in the copy of the host's tree that we have, and enter it.
 

@@ -55,6 +55,8 @@ def init_steps(container: dict[str, object], opened: dict[bytes, int]) -> list[S
             steps.append(("hold_shm", index, opened[b"shm:%d" % index]) if on_host else ("take_shm", index))
     if inside:
         steps += _views(mounts, opened)
+    if b"cover" in opened:
+        steps.append(("show_bundle", opened[b"cover"], *container["cover"]))  # type: ignore[misc]
     if on_host:
         steps.append(("enter_root_on_host", opened[b"root"]))
     else:

@@ -26,6 +26,7 @@ def label(step: Step) -> bytes:
 
 _SENTENCES = {
     "enter_root": "entering the root file system",
+    "show_bundle": "showing the bundle to hooks",
     "enter_root_on_host": "mounting the root file system in the bundle",
     "leave_host": "entering the root file system",
     "make_devices": "making the device nodes in /dev",

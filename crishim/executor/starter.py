@@ -31,7 +31,7 @@ from crishim.executor.hook_runner import HookRunner
 from crishim.executor.hooks import Hooks
 from crishim.executor.listener import Courier
 from crishim.executor.prepare import Opened, StepFailed
-from crishim.linux import fs, process
+from crishim.linux import fs, mount, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -160,8 +160,8 @@ def _open_user_namespace(pod: Pod, container: dict[str, object], opened: Opened)
 def _open_hooks(pod: Pod, container: dict[str, object], opened: Opened) -> HookRunner | None:
     """Who runs the container's hooks; for early ones also what a child needs that is born in a copy of the host's tree.
 
-    That finds its root's place in the bundle as its working directory: who is root of a user namespace alone has no
-    way to it through our directories.
+    That finds its root's place in the bundle as its working directory. Who is root of a user namespace alone may have
+    no way to it, because a directory above is closed to other users: then the child shows the bundle in its place.
     """
     value = container["hooks"]
     if value is None:
@@ -177,6 +177,10 @@ def _open_hooks(pod: Pod, container: dict[str, object], opened: Opened) -> HookR
     except OSError as error:
         where = place.decode("utf-8", "replace")
         raise StepFailed(f'the bundle\'s "{where}": {os.strerror(error.errno or 0).lower()}') from None
+    if b"user" in opened.by_role and (closed := _closed_directory(hooks.bundle)):
+        opened.by_role[b"cover"] = mount.open_tree(fs.AT_FDCWD, hooks.bundle, mount.OPEN_TREE_CLONE)
+        mount.mount_setattr(opened.by_role[b"cover"], propagation=mount.MS_PRIVATE)
+        container["cover"] = [closed, os.path.realpath(hooks.bundle)]
     for index, item in enumerate(container["mounts"]):  # type: ignore[arg-type, var-annotated]
         if item["kind"] == b"shm":
             opened.by_role[b"shm:%d" % index] = pod.seed.open_tree(b"/shm")
@@ -202,6 +206,16 @@ def _open_stdio(container: dict[str, object], given: list[int], opened: Opened, 
         for name in (b"stdin", b"stdout", b"stderr"):
             if roles[name] >= 0:
                 fs.give_pipe(roles[name], owner)
+
+
+def _closed_directory(bundle: bytes) -> bytes:
+    """The first directory on the way to the bundle that others may not enter; b"" when they may go all the way."""
+    way = os.path.realpath(bundle).split(b"/")
+    for depth in range(2, len(way)):
+        directory = b"/".join(way[:depth])
+        if not os.stat(directory).st_mode & 0o001:
+            return directory
+    return b""
 
 
 def _move_net_devices(pod: Pod, container: dict[str, object], opened: Opened, answer: socket) -> None:

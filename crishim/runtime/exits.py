@@ -197,8 +197,11 @@ class Exits:
             except Exception:  # the others have to be ended all the same
                 logger.exception("container %s of sandbox %s", container.id, sandbox_id)
 
-    def conclude(self, container_id: str, sentence: str, *, killed: bool) -> None:
-        """End a container that runs no more by its record, or by `sentence` when there is none."""
+    def conclude(self, container_id: str, sentence: str, *, killed: bool, watched: bool = False) -> None:
+        """End a container that runs no more by its record, or by `sentence` when there is none.
+
+        watched: its monitor lives, and runs the hooks after its end.
+        """
         container = self._store.get_container(container_id)
         if container.state is ContainerState.EXITED:
             self._live.ended(container_id)
@@ -208,7 +211,7 @@ class Exits:
             self.receive(container.sandbox_id, record)
             return
         self.apply(lost(container_id, container.started_at_ns, time.time_ns(), sentence, killed=killed))
-        if killed:
+        if not watched:
             self.on_unwatched_end(container)
 
     def _record_of(self, container: Container) -> ExitRecord | None:
@@ -258,7 +261,9 @@ class Exits:
                 await container.exited.wait()
                 return
         with suppress(NotFound):
-            self.conclude(container.id, "the process ended, but the pod's monitor does not say how", killed=False)
+            self.conclude(
+                container.id, "the process ended, but the pod's monitor does not say how", killed=False, watched=True
+            )
 
 
 def _unwatch(container: LiveContainer) -> None:

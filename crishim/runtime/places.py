@@ -136,9 +136,10 @@ class Places:
         bundle = self._bundle(sandbox_id, spec.id)
         try:
             (bundle / ROOT).mkdir(mode=0o755, parents=True, exist_ok=True)
+            bundle.chmod(0o755)  # the directories above are closed; hooks in a user namespace are shown this one
         except OSError as error:
             raise Exhausted(f"the directory {bundle} cannot be made: {error.strerror}") from error
-        _write(bundle / "config.json", json.dumps(oci_config(spec)).encode("ascii"))
+        _write(bundle / "config.json", json.dumps(oci_config(spec)).encode("ascii"), 0o644)
         return replace(spec, bundle=str(bundle))
 
     def write_stop(self, sandbox_id: str, container_id: str, note: StopNote) -> None:

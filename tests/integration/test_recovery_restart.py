@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -163,23 +162,12 @@ def test_a_reboot_ends_everything_but_the_duty_to_take_the_network_down(server: 
     container = server.started(sandbox, pod)
     server.stop(container, timeout=0)
     server.kill()
-    _pretend_reboot(server)
+    server.pretend_reboot()
     server.start()
     status = server.client.runtime("PodSandboxStatus", m.PodSandboxStatusRequest(pod_sandbox_id=sandbox)).status
     assert status.state == m.SANDBOX_NOTREADY
     assert server.status(container).state == m.CONTAINER_EXITED
     server.remove_pod(sandbox)
-
-
-def _pretend_reboot(server: Server) -> None:
-    """The monitors die and every record is one of another boot."""
-    for monitor in server.monitors():
-        os.kill(monitor, signal.SIGKILL)
-    wait_until(lambda: not server.monitors(), "the end of the monitors")
-    for path in (server.state / "sandboxes").glob("**/*.json"):
-        record = json.loads(path.read_text())
-        record["boot_id"] = "00000000-0000-0000-0000-000000000000"
-        path.write_text(json.dumps(record))
 
 
 def test_a_state_directory_that_was_lost_leaves_nothing_of_its_pods(server: Server) -> None:

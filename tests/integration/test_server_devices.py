@@ -205,6 +205,22 @@ def test_the_hooks_after_the_end_run_when_the_monitor_dies(server: Server, pod: 
     server.exited(container)
 
 
+def test_the_hooks_after_the_end_run_once_after_a_reboot_that_the_state_outlived(
+    server: Server, pod: tuple[str, Any], place: Path
+) -> None:
+    container, mark, _ = poststop_container(server, pod, place, "rebooted")
+    server.kill()
+    server.pretend_reboot()
+    server.start()
+    wait_until(mark.exists, "the mark of a hook")
+    assert json.loads(mark.read_text())["id"] == container
+    mark.unlink()
+    server.terminate()
+    server.start()
+    assert server.exited(container).reason
+    assert not mark.exists()
+
+
 # -- devices of the request
 
 

@@ -214,6 +214,26 @@ def test_hooks_in_all_places_run_for_a_container_in_a_user_namespace(root: Path,
         assert json.loads(state)["id"] == container.spec.id
 
 
+def test_a_hook_in_a_user_namespace_finds_its_bundle_behind_closed_directories(root: Path, marks: Path) -> None:
+    """And nothing else of what is closed."""
+    bundle = 'b=$(sed \'s/.*"bundle":"\\([^"]*\\)".*/\\1/\'); cd $b'
+    seen = f"(cat config.json; echo; ls rootfs/bin/busybox; pwd; ls $(dirname $b)) > {marks}/seen"
+    hooks = Hooks(create_container=(sh(f"{bundle} && touch rootfs/tmp/hooked && {seen}"),))
+    spec = isolated(root, id=f"hooked-{os.getpid()}-closed", ids=IdMapping(0, 200_000, 65536))
+    with Container(replace(spec, hooks=hooks)) as container:
+        container.start(Process(IDLE))
+        place = Path(container.state().bundle)
+        assert not place.parent.stat().st_mode & 0o077, "closed"
+        found = Process(ProcessSpec(args=("test", "-e", "/tmp/hooked")))
+        container.start(found)
+        assert found.wait(20).code == 0
+        config, *names = (marks / "seen").read_text().splitlines()
+        assert json.loads(config)["root"]["path"] == "rootfs"
+        assert names == ["rootfs/bin/busybox", str(place), "bundle"]
+        mounts = Path("/proc/self/mountinfo").read_text()
+        assert str(place.parent) not in mounts, "the host sees nothing of it"
+
+
 def test_a_start_container_hook_is_what_the_process_will_be(make: Make, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.touch()
