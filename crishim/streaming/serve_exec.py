@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 from crishim.errors import CrishimError
 from crishim.model.session import AttachRequest, Ending, ExecRequest, Failed
@@ -11,7 +10,7 @@ from crishim.runtime.sessions.stdio import Stdio
 from crishim.streaming.channels import Channel, Resized
 from crishim.streaming.exec_channels import ExecChannels, Input, InputEnded, Left, Ready, SessionEvent
 from crishim.streaming.link import Link
-from crishim.streaming.spool import Spool
+from crishim.streaming.spool import Spool, SpoolFiles
 from crishim.streaming.use_cases import Session, UseCases
 
 #: how long a client may take to close when it was told the end, and to read more of what an ended process left
@@ -31,11 +30,11 @@ class ExecService:
         stopping: asyncio.Event,
         creation_s: float,
         linger_s: float = LINGER_S,
-        spool_dir: Path | None = None,
+        files: SpoolFiles | None = None,
     ) -> None:
         """stopping: the server is; creation_s: how long the client may take to open its streams.
 
-        spool_dir: where input goes that the process is behind with, see `Spool`.
+        files: where input goes that the process is behind with, see `Spool`.
         """
         self._link = link
         self._channels = channels
@@ -44,7 +43,7 @@ class ExecService:
         self._stopping = stopping
         self._creation_s = creation_s
         self._linger_s = linger_s
-        self._input = Spool(directory=spool_dir)
+        self._input = Spool(files=files)
         #: why the input cannot be kept any more; what comes after that is dropped
         self._unkept: Failed | None = None
         self._input_lost = asyncio.Event()

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import socket
 from contextlib import suppress
-from pathlib import Path
 
 from crishim.errors import CrishimError
 from crishim.model.session import PortForwardRequest
@@ -26,12 +25,13 @@ from crishim.streaming.forward_channels import (
 )
 from crishim.streaming.link import READ_BYTES, Link
 from crishim.streaming.serve_exec import LINGER_S
-from crishim.streaming.spool import Spool
+from crishim.streaming.spool import Spool, SpoolFiles
 from crishim.streaming.use_cases import UseCases
 
 logger = logging.getLogger(__name__)
 
 _SPOOL_MEMORY_BYTES = 256 << 10
+_CROWDED_BYTES = 1 << 20
 #: of all forwards of one connection
 WAITING_BYTES = 64 << 20
 STUCK_S = 30.0
@@ -54,11 +54,11 @@ class ForwardService:
         stuck_s: float,
         waiting_bytes: int,
         half_open_s: float = _HALF_OPEN_S,
-        spool_dir: Path | None = None,
+        files: SpoolFiles | None = None,
     ) -> None:
         """creation_s: how long the client may take to open the second stream of a forward.
 
-        spool_dir: where input goes that the pod is behind with, see `Spool`.
+        files: where input goes that the pod is behind with, see `Spool`.
         """
         self._link = link
         self._forwards = forwards
@@ -69,7 +69,7 @@ class ForwardService:
         self._stuck_s = stuck_s
         self._waiting_bytes = waiting_bytes
         self._half_open_s = half_open_s
-        self._spool_dir = spool_dir
+        self._files = files or SpoolFiles()
         self._inputs: dict[int, Spool] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._taken = asyncio.Event()
@@ -139,7 +139,7 @@ class ForwardService:
 
     def _begin(self, event: ForwardOpened, group: asyncio.TaskGroup) -> None:
         self._inputs[event.forward] = Spool(
-            memory_bytes=_SPOOL_MEMORY_BYTES, directory=self._spool_dir, on_take=self._taken.set
+            memory_bytes=_SPOOL_MEMORY_BYTES, files=self._files, on_take=self._taken.set
         )
         task = group.create_task(self._forward(event.forward, event.port))
         self._tasks[event.forward] = task
@@ -152,15 +152,19 @@ class ForwardService:
 
     async def _make_room(self) -> None:
         """Return when less waits than may; see above for what happens to who is stuck."""
-        while any(spool.is_spilled for spool in self._inputs.values()) and self._waiting() >= self._waiting_bytes:
+        while any(spool.is_spilled for spool in self._inputs.values()) and self._waiting() >= self._bound_bytes():
             before = {forward: spool.taken_bytes for forward, spool in self._inputs.items()}
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._stuck_s):
-                    while self._waiting() >= self._waiting_bytes:
+                    while self._waiting() >= self._bound_bytes():
                         self._taken.clear()
                         await self._taken.wait()
                     return
             self._reset_stuck(before)
+
+    def _bound_bytes(self) -> int:
+        """What may wait; less while clients of others have filled the files of the server."""
+        return min(self._waiting_bytes, _CROWDED_BYTES) if self._files.is_full else self._waiting_bytes
 
     def _waiting(self) -> int:
         return sum(spool.size for spool in self._inputs.values())

@@ -27,6 +27,7 @@ from crishim.streaming.forward_channels import (
 from crishim.streaming.link import READ_BYTES, Link
 from crishim.streaming.serve_exec import LINGER_S, ExecService
 from crishim.streaming.serve_forward import STUCK_S, WAITING_BYTES, ForwardService
+from crishim.streaming.spool import SpoolFiles
 from crishim.streaming.upgrade import Handshake, Purpose, Refusal, Upgrade, target, upgrade
 from crishim.streaming.use_cases import UseCases
 
@@ -78,7 +79,7 @@ class StreamingServer:
         self._stuck_s = stuck_s
         self._waiting_bytes = waiting_bytes
         self._linger_s = linger_s
-        self._spool_dir = spool_dir
+        self._files = SpoolFiles(spool_dir)
         self._server: asyncio.Server | None = None
         self._stopping = asyncio.Event()
         self._links: set[Link] = set()
@@ -173,7 +174,7 @@ class StreamingServer:
                 creation_s=self._creation_s,
                 stuck_s=self._stuck_s,
                 waiting_bytes=self._waiting_bytes,
-                spool_dir=self._spool_dir,
+                files=self._files,
             )
             await service.run()
         else:
@@ -186,7 +187,7 @@ class StreamingServer:
                 stopping=self._stopping,
                 creation_s=self._creation_s,
                 linger_s=self._linger_s,
-                spool_dir=self._spool_dir,
+                files=self._files,
             ).run()
 
     async def _shake_hands(self, link: Link) -> tuple[SessionRequest, Upgrade] | None:

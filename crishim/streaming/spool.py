@@ -18,6 +18,25 @@ _CHUNK_BYTES = 64 << 10
 _MOVE_BYTES = 1 << 20
 
 
+class SpoolFiles:
+    """Where the files of all spools of a server are, and what they take together of a disk that is not only theirs."""
+
+    def __init__(self, directory: Path | None = None, limit_bytes: int = 1 << 30) -> None:
+        """directory: None for that of temporary files; limit_bytes: from then on who has a file has to wait."""
+        self.directory = directory
+        self._limit_bytes = limit_bytes
+        self._bytes = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether they take more than they should."""
+        return self._bytes >= self._limit_bytes
+
+    def grew(self, count: int) -> None:
+        """A file has so many bytes more, or fewer."""
+        self._bytes += count
+
+
 class Spool:
     """Bytes in order, for one writer and one reader on the same loop; owns its file until `close`."""
 
@@ -26,16 +45,16 @@ class Spool:
         *,
         memory_bytes: int = 1 << 20,
         file_bytes: int = 64 << 20,
-        directory: Path | None = None,
+        files: SpoolFiles | None = None,
         on_take: Callable[[], None] = lambda: None,
     ) -> None:
         """memory_bytes: kept in memory; file_bytes: beyond that in a file without a name. Together the bound.
 
-        directory: where the file is, None for that of temporary files. It takes at most twice what waits, or twice
-        file_bytes.
+        files: of the server; while those are full, what is in a file may not grow. It takes at most twice what waits,
+        or twice file_bytes.
         on_take: called after something was taken out.
         """
-        self._directory = directory
+        self._files = files or SpoolFiles()
         self._on_take = on_take
         #: all that was ever taken out
         self.taken_bytes = 0
@@ -79,18 +98,19 @@ class Spool:
             self._in_memory += len(data)
         else:
             self._spill(data)
-        if self.size >= self._memory_bytes + self._file_bytes:
+        if self.size >= self._memory_bytes + self._file_bytes or (self.is_spilled and self._files.is_full):
             self._room.clear()
         self._changed.set()
 
     def _spill(self, data: bytes) -> None:
         if self._file < 0:
-            with tempfile.TemporaryFile(buffering=0, dir=self._directory) as file:
+            with tempfile.TemporaryFile(buffering=0, dir=self._files.directory) as file:
                 self._file = os.dup(file.fileno())
         view = memoryview(data)
         while view:
             written = os.pwrite(self._file, view, self._write_at)
             self._write_at += written
+            self._files.grew(written)
             view = view[written:]
 
     def end(self) -> None:
@@ -124,6 +144,7 @@ class Spool:
         self._read_at += len(data)
         if self._read_at == self._write_at:
             os.ftruncate(self._file, 0)
+            self._files.grew(-self._write_at)
             self._read_at = self._write_at = 0
         elif self._read_at >= max(self._write_at - self._read_at, self._file_bytes):
             with suppress(OSError):  # what could not be moved is still where it was
@@ -137,6 +158,7 @@ class Spool:
         while moved < left:
             data = os.pread(self._file, min(_MOVE_BYTES, left - moved), self._read_at + moved)
             moved += os.pwrite(self._file, data, moved)
+        self._files.grew(left - self._write_at)
         self._read_at, self._write_at = 0, left
         os.ftruncate(self._file, left)
 
@@ -144,6 +166,7 @@ class Spool:
         """Drop everything and wake who waits."""
         self.end()
         self._pieces.clear()
+        self._files.grew(-self._write_at)
         self._in_memory = self._read_at = self._write_at = 0
         if self._file >= 0:
             os.close(self._file)

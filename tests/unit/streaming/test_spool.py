@@ -8,7 +8,7 @@ import os
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crishim.streaming.spool import Spool
+from crishim.streaming.spool import Spool, SpoolFiles
 
 
 async def drained(spool: Spool) -> bytes:
@@ -86,5 +86,32 @@ def test_a_closed_spool_wakes_who_waits_drops_what_comes_and_has_no_file() -> No
         spool.put(b"late")
         assert await spool.get() is None
         assert set(os.listdir("/proc/self/fd")) == before
+
+    asyncio.run(run())
+
+
+def test_spools_share_what_their_files_may_take_and_who_reads_goes_on() -> None:
+    async def run() -> None:
+        files = SpoolFiles(limit_bytes=100_000)
+        stuck = [Spool(memory_bytes=10, file_bytes=60_000, files=files) for _ in range(3)]
+        for spool in stuck:
+            for _ in range(100):
+                if spool.is_full:
+                    break
+                spool.put(bytes(1000))
+        assert [spool.size for spool in stuck] == [61_000, 39_000, 1000]
+        assert files.is_full
+        read = Spool(memory_bytes=10, file_bytes=60_000, files=files)
+        for number in range(200):
+            await asyncio.wait_for(read.wait_room(), 5)
+            read.put(b"%03d" % number + bytes(997))
+            assert (await read.get() or b"")[:3] == b"%03d" % number
+        stuck[0].close()
+        stuck[0].close()
+        assert not files.is_full
+        for spool in (*stuck, read):
+            spool.close()
+        files.grew(100_000)
+        assert files.is_full, "all was given back, once"
 
     asyncio.run(run())
