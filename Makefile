@@ -15,9 +15,12 @@ TEST_TOOLS := kubelet crictl critest ginkgo etcd kube-apiserver kubectl runc
 TESTS := tests/unit tests/integration tests/e2e tests/node/test_node.py
 BENCH_TOOLS := runc containerd containerd-shim-runc-v2 ctr
 TOOLS ?= $(TEST_TOOLS)
+IMAGE ?= crishim:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+BASE ?= python:3.13-slim
+BUILDER ?= $(firstword $(foreach tool,docker podman buildah,$(shell command -v $(tool))))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench proto e2e-tools soak node venv dev-venv packages lint python
+.PHONY: help image run test check bench proto e2e-tools soak node venv dev-venv packages lint python
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -67,6 +70,10 @@ test: packages lint e2e-tools ## everything that continuous integration runs: li
 
 e2e-tools: dev-venv ## build the programs that end-to-end tests need (TOOLS="kubelet crictl ...")
 	@$(BIN)/python -m tests.e2e.tools $(TOOLS)
+
+image: ## build the chart's image (BUILDER="docker" IMAGE=NAME:TAG BASE=IMAGE IMAGE_FLAGS="...")
+	@test -n "$(BUILDER)" || { echo "docker, podman or buildah is needed, or BUILDER=..." >&2; exit 1; }
+	$(BUILDER) build --build-arg BASE=$(BASE) --tag $(IMAGE) $(IMAGE_FLAGS) .
 
 bench: dev-venv ## measure beside runc, crun and containerd, in one run (BENCH="run exec cri ...")
 	@packaging/install-packages $(RUN_PACKAGES) $(BENCH_PACKAGES)

@@ -88,11 +88,11 @@ def through_cri(count: int) -> None:
 
 
 def of_a_full_node(count: int) -> None:
-    reports = {name: lists.measure(name, count=count) for name in ("containerd", "crishim")}
-    columns = [f"{name} {what}" for name in reports for what in ("p50 ms", "p99 ms", "CPU ms")]
+    runtimes = ("containerd", "crishim")
+    columns = [f"{name} {what}" for name in runtimes for what in ("p50 ms", "p99 ms", "CPU ms")]
     rows = [
-        (call, *(cell for samples in reports.values() for cell in _columns(samples[call])))
-        for call in reports["crishim"]
+        (call, *(cell for name in runtimes for cell in _columns(samples[name])))
+        for call, samples in lists.measure(runtimes, count=count).items()
     ]
     title = f"{lists.PODS} pods with {lists.CONTAINERS} containers each, one pod frozen"
     print(table(title, ("call", *columns), rows), flush=True)

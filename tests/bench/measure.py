@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,26 @@ def repeat(operation: Callable[[], object], count: int, cpu: Callable[[], float]
         operation()
         seconds.append(time.perf_counter() - started)
     return Sample(tuple(seconds), cpu() - before if cpu else None)
+
+
+def alternate(
+    operations: Mapping[str, Callable[[], object]], count: int, cpu: Mapping[str, Callable[[], float]]
+) -> dict[str, Sample]:
+    """Times operations of the same kind in turn, so that what else the machine does meets all of them alike.
+
+    Keys are whose operation it is; the first of each does not count. cpu reads CPU seconds used so far.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in operations}
+    used = dict.fromkeys(operations, 0.0)
+    for operation in operations.values():
+        operation()
+    for _ in range(count):
+        for name, operation in operations.items():
+            before, started = cpu[name](), time.perf_counter()
+            operation()
+            seconds[name].append(time.perf_counter() - started)
+            used[name] += cpu[name]() - before
+    return {name: Sample(tuple(seconds[name]), used[name]) for name in operations}
 
 
 def children_cpu_s() -> float:
