@@ -105,6 +105,8 @@ def _enter_user_namespace(pod: Pod, container: dict[str, object], roles: dict[by
     process.prctl(process.PR_SET_DUMPABLE, 0)  # or a container of the pod could trace us, and what we have open
     early = plan.early_steps(container["process"], roles)  # type: ignore[arg-type]
     for step in early:
+        if step == plan.real_time_step(container["process"]):  # type: ignore[arg-type]
+            continue  # the child will be given it
         try:
             child.FUNCTIONS[str(step[0])](*step[1:])
         except OSError as error:

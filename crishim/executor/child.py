@@ -35,6 +35,8 @@ READY = 3
 HOOKS = 4
 #: the filter is loaded, and the code is the number of its listener's descriptor: answered when that was fetched
 LISTENER = 5
+#: its scheduling policy is due: the child goes on when it is answered
+SCHEDULER = 6
 
 _TIOCGPTPEER = 0x5441
 _TIOCSPTLCK = 0x40045431
@@ -312,6 +314,13 @@ def set_capabilities(bounding: int, effective: int, permitted: int, inheritable:
 def await_hooks(place: int) -> None:
     """Stand still while the starter runs hooks: those before the root is entered (0), or the last ones (1)."""
     os.write(_report, REPORT.pack(HOOKS, place, 0))
+    if not os.read(_report, 1):
+        raise OSError(errno.EPIPE, "nobody answers")
+
+
+def await_scheduler() -> None:
+    """Stand still while somebody outside of the user namespace gives us a real-time policy."""
+    os.write(_report, REPORT.pack(SCHEDULER, 0, 0))
     if not os.read(_report, 1):
         raise OSError(errno.EPIPE, "nobody answers")
 

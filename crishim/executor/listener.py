@@ -14,9 +14,13 @@ import os
 import struct
 from _socket import AF_UNIX, SCM_RIGHTS, SO_SNDTIMEO, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
 
-from crishim.executor import wire
+from crishim.executor.companion import Companion
 from crishim.executor.prepare import StepFailed
 from crishim.linux import process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from crishim.executor.wire import Message
 
 
 def state(value: dict[str, object], status: bytes, init: int, pid: int) -> bytes:
@@ -65,33 +69,27 @@ def _why(error: OSError) -> str:
     return os.strerror(error.errno or 0).lower()
 
 
-class Courier:
-    """A child that stays where it was born: a starter moves into the pod's user namespace, and may fetch nothing then.
+class Courier(Companion):
+    """Hands over for a starter, which may fetch nothing any more when it is in the pod's user namespace.
 
-    It leaves the pod's namespaces for the host's, in which abstract sockets are looked up: in the pod's a container
-    could take the name. Owns a socket and the child until `end`; the child does not outlive us.
+    It is in the host's network namespace, in which abstract sockets are looked up: in the pod's a container could take
+    the name.
     """
 
-    __slots__ = ("_pidfd", "_socket", "_value")
+    __slots__ = ("_value",)
 
     def __init__(self, value: dict[str, object], home: dict[int, int]) -> None:
-        """value: as for `state`; home: by clone flag, descriptors of the host's namespaces that we are not in."""
+        """value: as for `state`; home: as for a companion."""
+
+        def work(message: Message) -> None:
+            hand_over(value, message.body["text"], message.fds[0], message.seq)  # type: ignore[arg-type]
+
+        super().__init__(work, home)
         self._value = value
-        self._socket, theirs = wire.pair()
-        pid, self._pidfd = process.clone3(0)
-        if pid == 0:
-            self._socket.close()
-            _carry(theirs, value, home)
-        theirs.close()
 
     def hand_over(self, status: bytes, init: int, pid: int, pidfd: int, number: int) -> None:
         """As `hand_over`, of the process of `pid` in the container of the init `init`."""
-        wire.send(self._socket, wire.OK, number, b"", {"text": state(self._value, status, init, pid)}, [pidfd])
-        message = wire.receive(self._socket)
-        if message is None:
-            raise StepFailed("who hands the seccomp listener over was killed")
-        if message.kind == wire.ERROR:
-            raise StepFailed(str(message.body["message"]))
+        self.ask(number, {"text": state(self._value, status, init, pid)}, [pidfd])
 
     @property
     def limit_s(self) -> int:
@@ -101,30 +99,6 @@ class Courier:
     def unanswered(self) -> str:
         """What is said when they waited longer."""
         return unanswered(self._value)
-
-    def end(self) -> None:
-        """Nothing more to hand over."""
-        self._socket.close()
-        os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-        os.close(self._pidfd)
-
-
-def _carry(starter: socket, value: dict[str, object], home: dict[int, int]) -> None:
-    """In the child; never returns."""
-    try:
-        process.prctl(process.PR_SET_PDEATHSIG, 9)
-        for flag, fd in home.items():
-            process.setns(fd, flag)
-        while (message := wire.receive(starter)) is not None:
-            failure = ""
-            try:
-                hand_over(value, message.body["text"], message.fds[0], message.seq)  # type: ignore[arg-type]
-            except StepFailed as error:
-                failure = str(error)
-            message.close()
-            wire.send(starter, wire.ERROR if failure else wire.OK, 0, b"", {"message": failure})
-    finally:
-        os._exit(0)
 
 
 def run_role(request: dict[str, object], fds: list[int]) -> dict[str, object]:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: the child, or its root would be the monitor's cgroup
 NOT_BY_CLONE = (b"user", b"time", b"cgroup")
 
+#: SCHED_FIFO, SCHED_RR, SCHED_DEADLINE
+_REAL_TIME = (1, 2, 6)
+
 #: file systems that show what the kernel knows of a PID or network namespace
 _VIEWS = (b"proc", b"sysfs")
 
@@ -85,7 +88,8 @@ def init_steps(container: dict[str, object], opened: dict[bytes, int]) -> list[S
         steps.append(("set_root_propagation", propagation(rootfs["propagation"])))
     hooks = container["hooks"]
     inside = hooks is not None and b"startContainer" in hooks["stages"]  # type: ignore[index]
-    return steps + finish_steps(process, opened, init=True, hooks=inside)
+    waits = b"user" in opened and real_time_step(process) is not None
+    return steps + finish_steps(process, opened, init=True, hooks=inside, scheduler=waits)
 
 
 def exec_steps(process: dict[str, object], opened: dict[bytes, int], namespaces: int) -> list[Step]:
@@ -130,6 +134,14 @@ def _labelled(mount: dict[str, object], label: tuple[bytes, ...]) -> tuple[bytes
 def _before_cgroup(process: dict[str, object]) -> list[Step]:
     initial = process["initial_affinity"]
     return [("set_affinity", tuple(initial))] if initial else []  # type: ignore[arg-type]
+
+
+def real_time_step(process: dict[str, object]) -> Step | None:
+    """The step that takes a real-time policy, None when the process has none: `scheduling.py` says what of it."""
+    scheduler = process["scheduler"]
+    if scheduler is None or scheduler[0] not in _REAL_TIME:  # type: ignore[index]
+        return None
+    return ("set_scheduler", *scheduler)  # type: ignore[misc]
 
 
 def early_steps(process: dict[str, object], opened: dict[bytes, int]) -> list[Step]:
@@ -231,9 +243,12 @@ def _finish_root(container: dict[str, object]) -> list[Step]:
 
 
 def finish_steps(
-    process: dict[str, object], opened: dict[bytes, int], *, init: bool, hooks: bool = False
+    process: dict[str, object], opened: dict[bytes, int], *, init: bool, hooks: bool = False, scheduler: bool = False
 ) -> list[Step]:
-    """The last steps, the same for init and exec; each needs what the next one gives away. hooks: of startContainer."""
+    """The last steps, the same for init and exec; each needs what the next one gives away.
+
+    hooks: of startContainer; scheduler: somebody else gives the process its scheduling policy.
+    """
     steps: list[Step] = []
     umask = process["umask"]
     if umask is not None or init:
@@ -269,6 +284,8 @@ def finish_steps(
     steps.append(("die_with_parent",))  # any change of credentials clears it, so it comes after all of them
     if hooks:
         steps.append(("await_hooks", 1))
+    if scheduler:
+        steps.append(("await_scheduler",))
     steps.append(("announce",))
     if seccomp and nnp:
         steps.append(_filter_step(process))

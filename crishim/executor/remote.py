@@ -14,7 +14,7 @@ from typing import Any
 
 from crishim.cgroups.hierarchy import Hierarchy
 from crishim.errors import StartFailed, Unavailable
-from crishim.executor import child, plan, records, sentences, value, wire
+from crishim.executor import child, plan, records, scheduling, sentences, value, wire
 from crishim.executor.connection import Connection, until_readable
 from crishim.executor.hook_values import hooks_cgroup, hooks_value
 from crishim.executor.listener_values import listener_value
@@ -107,7 +107,10 @@ class ExecProcess:
         opened = {b"procs:%d" % number: 0 for number in range(len(procs))}  # type: ignore[arg-type]
         opened.update({b"target": 0, b"stdin": 0, b"stdout": 0, b"stderr": 0, b"proc": 0})
         steps = plan.exec_steps(self.body, opened, self.namespaces)
-        return sentences.describe(steps[index], code, report[child.REPORT.size :])
+        files: list[bytes] = procs  # type: ignore[assignment]
+        return sentences.describe(steps[index], code, report[child.REPORT.size :]) + scheduling.cause(
+            steps[index], code, files
+        )
 
     def send_signal(self, number: int) -> None:
         """Signal this process; one that is gone is fine."""

@@ -44,6 +44,19 @@ _SENTENCES = {
 }
 
 
+#: by number; 4 was never given
+_POLICIES = ("SCHED_OTHER", "SCHED_FIFO", "SCHED_RR", "SCHED_BATCH", "SCHED_ISO", "SCHED_IDLE", "SCHED_DEADLINE")
+
+
+def _scheduling(step: Step) -> str:
+    """The policy of a step "set_scheduler", and the numbers that count for it."""
+    policy, _, nice, priority, runtime, deadline, period = step[1:]
+    assert isinstance(policy, int)
+    if policy == 6:
+        return f"{_POLICIES[policy]} runtime {runtime} ns, deadline {deadline} ns, period {period} ns"
+    return f"{_POLICIES[policy]} " + (f"priority {priority}" if policy in (1, 2) else f"nice {nice}")
+
+
 def describe(step: Step, code: int, detail: bytes) -> str:
     """A sentence about the step that failed with errno `code` (0: not a system call's failure)."""
     name = str(step[0])
@@ -74,6 +87,8 @@ def describe(step: Step, code: int, detail: bytes) -> str:
         return f'working directory "{path}": {why.lower()}'
     if name == "set_user":
         return f"changing to uid {step[1]} gid {step[2]}: {why.lower()}"
+    if name == "set_scheduler":
+        return f"scheduler.policy {_scheduling(step)}: {why.lower()}"
     if name == "set_rlimit":
         kind = next(key.decode() for key, value in RLIMITS.items() if value == step[1])
         return f"setting {kind} to {step[2]}:{step[3]}: {why.lower()}"

@@ -25,7 +25,7 @@ from _socket import (
 from crishim.cgroups import effects
 from crishim.cgroups.delegation import delegate
 from crishim.cgroups.planned import CgroupPlan
-from crishim.executor import birth, child, hook_runner, net_devices, plan, prepare, sentences, wire
+from crishim.executor import birth, child, hook_runner, net_devices, plan, prepare, scheduling, sentences, wire
 from crishim.executor.birth import Started
 from crishim.executor.hook_runner import HookRunner
 from crishim.executor.hooks import Hooks
@@ -78,9 +78,7 @@ def _start(pod: Pod, container: dict[str, object], given: list[int], started: St
     _make_cgroup(pod, container)
     times.append(time.monotonic_ns())
     _open_sources(pod, container, opened)
-    hooks = _open_hooks(pod, container, opened)
-    listener = container.get("listener")  # a server of an earlier version does not say it
-    courier = None if listener is None else Courier(listener, pod.home)  # type: ignore[arg-type]
+    outside = _Outside(pod, container, opened)
     if container.get("net_devices"):  # a server of an earlier version does not say it
         _move_net_devices(pod, container, opened, answer)
     _open_stdio(container, given, opened, started, _owner(pod, container))
@@ -91,17 +89,42 @@ def _start(pod: Pod, container: dict[str, object], given: list[int], started: St
     reports.close()
     opened.close_but(b"console", b"pidfd")
     times.append(time.monotonic_ns())
-    _await_report(started, steps, report, opened.by_role, hooks, courier)
-    if courier is not None:
-        courier.end()
-    if hooks is not None:
-        hooks.run(hook_runner.AFTER_EXECUTE, started.pid, started.pidfd)
-        hooks.end()
+    _await_report(started, steps, report, opened.by_role, outside)
+    outside.end(started)
     times.append(time.monotonic_ns())
     if b"pidfd" in opened.by_role:
         wire.hand_over(opened.by_role[b"pidfd"], started.pidfd, b"standard")
     names = ("cgroup", "mounts", "clone", "setup")
     started.phases_ns = {name: after - before for name, before, after in zip(names, times, times[1:])}
+
+
+class _Outside:
+    """Those children of the starter that do on the host what a start asks for; None where it asks for nothing."""
+
+    __slots__ = ("_cgroup", "_hierarchy", "courier", "hooks", "scheduler")
+
+    def __init__(self, pod: Pod, container: dict[str, object], opened: Opened) -> None:
+        self.hooks = _open_hooks(pod, container, opened)
+        listener = container.get("listener")  # a server of an earlier version does not say it
+        self.courier = None if listener is None else Courier(listener, pod.home)  # type: ignore[arg-type]
+        self.scheduler = None
+        self._hierarchy, self._cgroup = pod.hierarchy, str(container["cgroup"])
+        step = plan.real_time_step(container["process"])  # type: ignore[arg-type]
+        if step is not None and b"user" in opened.by_role:
+            self.scheduler = scheduling.make_companion(step, self.task_files())
+
+    def task_files(self) -> list[bytes]:
+        """Of the container's cgroup."""
+        return effects.task_files(self._hierarchy, self._cgroup)
+
+    def end(self, started: Started) -> None:
+        """The process was executed."""
+        for companion in (self.courier, self.scheduler):
+            if companion is not None:
+                companion.end()
+        if self.hooks is not None:
+            self.hooks.run(hook_runner.AFTER_EXECUTE, started.pid, started.pidfd)
+            self.hooks.end()
 
 
 def _make_cgroup(pod: Pod, container: dict[str, object]) -> None:
@@ -257,20 +280,19 @@ def _await_report(
     steps: list[plan.Step],
     report: socket,
     roles: dict[bytes, int],
-    hooks: HookRunner | None,
-    courier: Courier | None,
+    outside: _Outside,
 ) -> None:
     """Until the child reached execve(2) (end of file) or told what failed.
 
-    When it stands still, hooks are run or its seccomp listener is handed over.
+    When it stands still, something is done for it on the host.
     """
     ready = False
     while True:
         try:
             data, ancillary, _, _ = report.recvmsg(4096, 64, MSG_CMSG_CLOEXEC)
         except TimeoutError:
-            assert courier is not None
-            raise StepFailed(courier.unanswered()) from None
+            assert outside.courier is not None
+            raise StepFailed(outside.courier.unanswered()) from None
         for level, kind, content in ancillary:
             if level == SOL_SOCKET and kind == SCM_RIGHTS:
                 _take_console(started, int.from_bytes(content[:4], "little"), roles)
@@ -281,16 +303,21 @@ def _await_report(
         kind, index, code = child.REPORT.unpack_from(data)
         ready = ready or kind == child.READY
         if kind == child.HOOKS:
-            assert hooks is not None
-            hooks.run(index, started.pid, started.pidfd)
+            assert outside.hooks is not None
+            outside.hooks.run(index, started.pid, started.pidfd)
             report.send(b"1", MSG_NOSIGNAL)
         if kind == child.LISTENER:
-            assert courier is not None
-            courier.hand_over(b"creating", started.pid, started.pid, started.pidfd, code)
-            report.settimeout(courier.limit_s)
+            assert outside.courier is not None
+            outside.courier.hand_over(b"creating", started.pid, started.pid, started.pidfd, code)
+            report.settimeout(outside.courier.limit_s)
+            report.send(b"1", MSG_NOSIGNAL)
+        if kind == child.SCHEDULER:
+            assert outside.scheduler is not None
+            outside.scheduler.ask(started.pid, {}, [])
             report.send(b"1", MSG_NOSIGNAL)
         if kind == child.FAILED:
-            raise StepFailed(sentences.describe(steps[index], code, data[child.REPORT.size :]))
+            why = sentences.describe(steps[index], code, data[child.REPORT.size :])
+            raise StepFailed(why + scheduling.cause(steps[index], code, outside.task_files()))
 
 
 def _take_console(started: Started, master: int, roles: dict[bytes, int]) -> None:

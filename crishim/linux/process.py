@@ -178,10 +178,12 @@ def ioprio_set(value: int) -> None:
     call(_IOPRIO_SET, 1, 0, value)
 
 
-def sched_setattr(policy: int, flags: int, nice: int, priority: int, runtime: int, deadline: int, period: int) -> None:
-    """Scheduling attributes of the calling thread (sched_setattr(2))."""
+def sched_setattr(
+    policy: int, flags: int, nice: int, priority: int, runtime: int, deadline: int, period: int, *, pid: int = 0
+) -> None:
+    """Scheduling attributes of a thread, 0 is the calling one (sched_setattr(2))."""
     attr = struct.pack("=IIQiIQQQ", 48, policy, flags, nice, priority, runtime, deadline, period)
-    call(_SCHED_SETATTR, 0, attr, 0)
+    call(_SCHED_SETATTR, pid, attr, 0)
 
 
 def set_mempolicy(mode: int, nodes: bytes) -> None:

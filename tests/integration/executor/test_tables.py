@@ -58,7 +58,8 @@ def test_a_real_time_policy_is_given_or_refused_where_cgroups_share_real_time(
 ) -> None:
     """With CONFIG_RT_GROUP_SCHED a new cgroup of v1 has no real time to give, and sched_setattr(2) says EPERM."""
     if CPU is not None and os.path.exists(CPU + b"/cpu.rt_runtime_us"):
-        with pytest.raises(StartFailed, match="set scheduler: operation not permitted"):
+        refused = rf"^scheduler\.policy {scheduler.policy} priority {scheduler.priority}: operation not permitted"
+        with pytest.raises(StartFailed, match=refused + r" \(cpu\.rt_runtime_us of the cgroup /.* is 0, so it has no"):
             scheduling(run, scheduler)
     else:
         assert scheduling(run, scheduler)[1:] == expected

@@ -12,8 +12,18 @@ from typing import Any
 import pytest
 
 from crishim.errors import StartFailed
+from crishim.linux import process
 from crishim.model.id_mapping import IdMapping
-from crishim.model.process import Capabilities, DeviceNode, MountSpec, Namespace, NamespaceKind, RootFs, User
+from crishim.model.process import (
+    Capabilities,
+    DeviceNode,
+    MountSpec,
+    Namespace,
+    NamespaceKind,
+    RootFs,
+    Scheduler,
+    User,
+)
 from tests.support.container import (
     IDLE,
     MOUNTS,
@@ -341,3 +351,60 @@ def test_without_a_pods_namespace_a_container_cannot_have_one(make_pod: MakePod)
     pod = make_pod()
     with pytest.raises(StartFailed, match="no user namespace of its own"):
         pod.start(program(*IDLE), namespaces=(*NAMESPACES, Namespace(NamespaceKind.USER)))
+
+
+# -- policies that only the host's root may give
+
+DEADLINE = Scheduler("SCHED_DEADLINE", runtime_ns=2_000_000, deadline_ns=10_000_000, period_ns=20_000_000)
+
+
+def may_be_urgent() -> bool:
+    """Whether this host gives deadlines at all."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            process.sched_setattr(6, 0, 0, 0, DEADLINE.runtime_ns, DEADLINE.deadline_ns, DEADLINE.period_ns)
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.parametrize("nnp", [True, False])
+def test_a_deadline_is_given_to_init_and_execs(make_pod: MakePod, nnp: bool) -> None:
+    if not may_be_urgent():
+        pytest.skip("needs CAP_SYS_NICE")
+    pod = make_pod(network=True, uid_mappings=MAPS, gid_mappings=MAPS)
+    container = pod.start(program(*IDLE, scheduler=DEADLINE, no_new_privileges=nnp))
+    exec_ = pod.start_exec(container, program(*IDLE, scheduler=DEADLINE, no_new_privileges=nnp))
+    wait_until(lambda: Path(f"/proc/{exec_.pid}/comm").read_text() == "sleep\n", "the exec's execve")
+    assert [policy_of(pid) for pid in (container.pid, exec_.pid)] == [6, 6]
+    exec_.process.send_signal(9)
+    exec_.wait()
+
+
+@pytest.mark.parametrize("policy", ["SCHED_FIFO", "SCHED_RR"])
+def test_a_real_time_policy_is_given_or_refused_with_its_cause(make_pod: MakePod, policy: str) -> None:
+    if not may_be_urgent():
+        pytest.skip("needs CAP_SYS_NICE")
+    pod = make_pod(network=True, uid_mappings=MAPS, gid_mappings=MAPS)
+    urgent = program(*IDLE, scheduler=Scheduler(policy, priority=7))
+    tree = pod.node.hierarchy.controllers.get("cpu")
+    if tree is not None and os.path.exists(tree + b"/cpu.rt_runtime_us"):
+        refused = rf"scheduler\.policy {policy} priority 7: operation not permitted \(cpu\.rt_runtime_us of the cgroup"
+        with pytest.raises(StartFailed, match=refused):
+            pod.start(urgent)
+    else:
+        assert policy_of(pod.start(urgent).pid) == {"SCHED_FIFO": 1, "SCHED_RR": 2}[policy]
+
+
+def test_a_deadline_that_cannot_be_is_refused_with_its_numbers(make_pod: MakePod) -> None:
+    wrong = Scheduler("SCHED_DEADLINE", runtime_ns=30, deadline_ns=20, period_ns=10)
+    pod = make_pod(network=True, uid_mappings=MAPS, gid_mappings=MAPS)
+    sentence = "scheduler.policy SCHED_DEADLINE runtime 30 ns, deadline 20 ns, period 10 ns: invalid argument"
+    with pytest.raises(StartFailed, match=sentence):
+        pod.start(program(*IDLE, scheduler=wrong))
+
+
+def policy_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[38])

@@ -19,6 +19,7 @@ from crishim.model.process import (
     NamespaceKind,
     ProcessSpec,
     Propagation,
+    Scheduler,
     SeccompListener,
     User,
 )
@@ -353,6 +354,22 @@ def test_a_filter_with_flags_is_loaded_where_a_plain_one_is(nnp: bool) -> None:
     at = names(plain).index("load_seccomp")
     assert flagged[at] == ("load_flagged_seccomp", b"program", 2 | 8)
     assert flagged[:at] + flagged[at + 1 :] == plain[:at] + plain[at + 1 :]
+
+
+@pytest.mark.parametrize("policy", ["SCHED_FIFO", "SCHED_DEADLINE", "SCHED_BATCH"])
+def test_in_a_user_namespace_a_real_time_policy_comes_from_outside_at_the_very_end(policy: str) -> None:
+    container = container_value(replace(CONTAINER, process=replace(PROCESS, scheduler=Scheduler(policy))))
+    views = {b"user": 69, b"view:proc": 70, b"view:sys": 71, b"device:0": 72, b"device:1": 73}
+    inside = names(plan.init_steps(container, OPENED | views))
+    assert "set_scheduler" not in inside
+    waits = policy != "SCHED_BATCH"  # that is inherited from the starter
+    assert inside[-4:] == [
+        *(["await_scheduler"] if waits else ["die_with_parent"]),
+        "announce",
+        "load_seccomp",
+        "execute",
+    ]
+    assert "await_scheduler" not in names(plan.init_steps(container, OPENED))
 
 
 def test_a_child_without_hooks_waits_for_nobody() -> None:
