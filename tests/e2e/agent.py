@@ -25,11 +25,14 @@ EXITED: dict[int, int] = {}
 
 
 def set_up(hostname: str, address: str, scratch: str) -> None:
-    """Mounts and network of a node: own /proc, /sys and /run, shared propagation, an address that is not loopback."""
+    """Mounts and network of a node: own /proc, /sys and /run, shared propagation, an address that is not loopback.
+
+    scratch: an empty directory; "" without one is the machine itself, which has its mounts and its name.
+    """
     gateway = address.rpartition(".")[0] + ".1"
     # where the profiles of AppArmor are loaded; a machine without security modules has none
     security = "mount -t securityfs none /sys/kernel/security" if Path("/sys/kernel/security/lsm").exists() else ""
-    commands = f"""
+    mounts = f"""
         mount --make-rprivate /
         mount -t proc proc /proc
         mount --rbind /sys/fs/cgroup {scratch}
@@ -38,13 +41,16 @@ def set_up(hostname: str, address: str, scratch: str) -> None:
         {security}
         mount --make-rshared /
         mount -t tmpfs -o mode=755,size=64m tmpfs /run
+        hostname {hostname}
+    """
+    network = f"""
         ip link set lo up
         ip link add node0 type bridge
         ip address add {address}/24 dev node0
         ip link set node0 up
         ip route add default via {gateway} dev node0 onlink
-        hostname {hostname}
     """
+    commands = mounts + network if scratch else network
     for command in filter(None, map(str.strip, commands.splitlines())):
         subprocess.run(command.split(), check=True)
     for name in ("ip_forward", "conf/all/route_localnet"):

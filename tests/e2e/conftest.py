@@ -8,7 +8,9 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+from tests.e2e.machine import Machine
 from tests.e2e.node import Node
+from tests.support.server import DRIVER
 
 _SHOWN_LINES = 60
 _node = pytest.StashKey[Node]()
@@ -26,7 +28,7 @@ def can_make_nodes() -> None:
 
 @pytest.fixture(scope="module")
 def node(can_make_nodes: None, request: pytest.FixtureRequest) -> Iterator[Node]:
-    with Node() as node:
+    with Machine() if DRIVER == "systemd" else Node() as node:
         request.session.stash[_node] = node
         yield node
 

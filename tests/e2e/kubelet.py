@@ -52,8 +52,8 @@ class Kubelet:
             "containerRuntimeEndpoint": f"unix://{runtime_socket}",
             "staticPodPath": str(self.manifests),
             "fileCheckFrequency": "1s",
-            "cgroupDriver": "cgroupfs",
-            "cgroupRoot": self._node.cgroup,
+            "cgroupDriver": "cgroupfs",  # the runtime's RuntimeConfig has the last word
+            "cgroupRoot": self._node.cgroup_root(),
             "cgroupsPerQOS": True,
             "enforceNodeAllocatable": ["pods"],
             "failCgroupV1": False,
@@ -156,8 +156,9 @@ class Kubelet:
     def pod_cgroup(self, pod: Pod, controller: str = "pids") -> Path | None:
         """Directory of a pod's cgroup; None when it does not exist."""
         uid = pod["metadata"]["annotations"].get("kubernetes.io/config.hash", pod["metadata"]["uid"])
-        base = hierarchy_with(controller) / self._node.directory.name / "kubepods"
-        return next(iter(sorted(base.rglob(f"pod{uid}"))), None)
+        tree, pattern = hierarchy_with(controller), self._node.pod_pattern(uid)
+        bases = [base for base in self._node.kubepods() if base.is_relative_to(tree)]
+        return next(iter(sorted(path for base in bases for path in base.rglob(pattern))), None)
 
     def init_processes(self, pod: Pod) -> dict[str, tuple[int, int]]:
         """(pid, start time) of the first process of each container of a pod, by the name of its cgroup."""
@@ -173,11 +174,10 @@ class Kubelet:
 
 def leftovers_of_pods(node: Node, kubelet: Kubelet, runtime: Crishim | Containerd) -> list[str]:
     """Cgroups, mounts and directories of pods that are there; nothing when no pod is."""
-    kubepods = [path / "kubepods" for path in node.cgroup_directories()]
     directories = (kubelet.pods_directory, *runtime.pod_directories())
     try:
         return [
-            *(str(path) for base in kubepods for path in base.rglob("pod*")),
+            *(str(path) for base in node.kubepods() for path in base.rglob(node.pod_pattern("*"))),
             *(f"mount {target}" for target in node.mounts() if "/pods/" in target or "netns" in target),
             *(str(path) for base in directories if base.exists() for path in base.iterdir()),
         ]

@@ -152,6 +152,22 @@ class Node:
         """This node's directory in every hierarchy of the machine."""
         return [mount / self.directory.name for mount in _hierarchies()]
 
+    def cgroup_root(self) -> str:
+        """What a kubelet's cgroups are below."""
+        return self.cgroup
+
+    def runtime_config(self) -> str:
+        """What our server's configuration says of cgroups."""
+        return f'[cgroups]\ndriver = "cgroupfs"\nparent = "{self.cgroup}/crishim"\n'
+
+    def kubepods(self) -> list[Path]:
+        """Directories of a kubelet's pods, whether they are there or not."""
+        return [path / "kubepods" for path in self.cgroup_directories()]
+
+    def pod_pattern(self, uid: str) -> str:
+        """What the directory of a pod's cgroup is called, below one of `kubepods`; "*" is every pod."""
+        return f"pod{uid}"
+
     def mounts(self) -> set[str]:
         """Targets of the mounts in the node's mount namespace that the machine did not have before the node."""
         return _mount_targets(str(self.init_pid)) - self._inherited
@@ -180,15 +196,19 @@ class Node:
     def _start_agent(self) -> None:
         scratch = self.directory / "scratch"
         scratch.mkdir()
-        settings = {"hostname": self.hostname, "address": self.address, "scratch": str(scratch)}
         unshare = ["unshare", "-m", "-n", "-u", "-i", "-p", "--fork", "--kill-child=SIGKILL"]
-        command = [*unshare, sys.executable, "-I", "-S", str(AGENT), json.dumps(settings)]
+        agent = self._run_agent(*unshare, scratch=str(scratch))
+        self.init_pid = int(Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text())
+
+    def _run_agent(self, *prefix: str, scratch: str) -> subprocess.Popen[str]:
+        """The agent's process, once it is ready; scratch "": in the machine's own namespaces."""
+        settings = {"hostname": self.hostname, "address": self.address, "scratch": scratch}
+        command = [*prefix, sys.executable, "-I", "-S", str(AGENT), json.dumps(settings)]
         self._agent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._agent.stdout is not None
         if self._agent.stdout.readline().strip() != "ready":
             raise RuntimeError(f"the node's first process ended with {self._agent.wait()}")
-        children = Path(f"/proc/{self._agent.pid}/task/{self._agent.pid}/children").read_text()
-        self.init_pid = int(children)
+        return self._agent
 
     def _ask(self, **request: Any) -> dict[str, Any]:
         assert self._agent is not None and self._agent.stdin is not None and self._agent.stdout is not None

@@ -37,9 +37,7 @@ class Crishim:
 [network]
 mode = "bridge"
 
-[cgroups]
-driver = "cgroupfs"
-parent = "{node.cgroup}/crishim"
+{node.runtime_config()}
 {more}"""
         )
 
