@@ -28,11 +28,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.node", description=__doc__)
     parser.add_argument("--command", metavar="SHELL", help="run this instead of pytest")
     parser.add_argument("--timeout", type=int, default=3600, metavar="S", help="seconds until the node is killed")
+    parser.add_argument("--driver", choices=("cgroupfs", "systemd"), default="cgroupfs", help="of servers of tests")
     parser.add_argument("--tool", metavar="NAME", action="append", default=[], help="take a built program of tests.e2e")
     parser.add_argument("--selinux", action="store_true", help="boot it with SELinux instead of AppArmor")
     arguments, tests = parser.parse_known_args()
     node = image.build(boot.LOCK)
     command = arguments.command or f"{boot.PYTEST} {shlex.join(tests or TESTS)}"
+    command = f"export CRISHIM_TEST_DRIVER={arguments.driver}; {command}"
     kernel = policy.BOOT if arguments.selinux else ()
     return boot.run(node, command, arguments.timeout, with_tools=arguments.tool, kernel=kernel)
 
