@@ -18,7 +18,10 @@ from tests.node.results import Result
 
 #: what a machine with other cgroup trees, another init or no AppArmor cannot show, and fits into minutes of emulation
 SUBSET = (
+    "tests/integration/test_cgroups.py",
+    "tests/integration/executor/test_hooks.py",
     "tests/node/on_node/test_apparmor.py",
+    "tests/node/on_node/test_garbage_of_systemd.py",
     "tests/node/on_node/test_limits_of_v2.py",
     "tests/node/on_node/test_systemd_driver.py",
 )
