@@ -97,7 +97,7 @@ def user(root: Path, node: NodeFacts) -> Observed:
         scheduler=Scheduler("SCHED_BATCH", nice=5),
         io_priority=IoPriority("IOPRIO_CLASS_BE", 6),
         oom_score_adj=500,
-        seccomp=compile_oci(seccomp, kernel=node.kernel, machine=node.machine),
+        seccomp=compile_oci(seccomp, kernel=node.kernel, machine=node.machine).program,
     )
     spec = isolated(root, id="user", hostname="observed")
     shared = str(root.parent / "shared")
