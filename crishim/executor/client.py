@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from crishim.cgroups import effects
+from crishim.cgroups import effects, resctrl
 from crishim.cgroups.hierarchy import Hierarchy, detect
 from crishim.cgroups.sub_cgroups import sub_cgroups, task_files
 from crishim.errors import InvalidSpec, NotFound, StartFailed, TimedOut, Unavailable
@@ -294,6 +294,9 @@ class Executor:
             body["namespaces"] = flags
             body["join_pid"] = NamespaceKind.PID in spec.namespaces
             body["leaf"] = leaf if spec.leaf else ""
+            rdt = value.rdt_value(spec.intel_rdt, spec.container_id)
+            if rdt is not None:
+                files += resctrl.task_files(rdt["root"], rdt)  # type: ignore[arg-type]
             if body["initial_affinity"]:
                 files += effects.birth_files(self.hierarchy, leaf)
             body["cgroup_procs"] = files

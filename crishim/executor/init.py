@@ -47,6 +47,7 @@ class InitProcess:
         "phases_ns",
         "pid",
         "pidfd",
+        "rdt",
         "started_at_ns",
         "starter",
         "starter_pidfd",
@@ -80,6 +81,8 @@ class InitProcess:
         self.log = LogWriter(log[0], log[1]) if isinstance(log, list) else None
         #: of `hooks.Hooks`, for what comes after its end; None without hooks
         self.hooks: dict[str, object] | None = request.get("hooks")  # type: ignore[assignment]
+        #: of `cgroups.resctrl`, None without a class of service
+        self.rdt: dict[str, object] | None = request.get("rdt")  # type: ignore[assignment]
         #: what was moved into its network namespace, until it is given back
         self.net_devices: NetDevices | None = None
         #: the exit record, None while it runs

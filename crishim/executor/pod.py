@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from crishim.cgroups import effects
+from crishim.cgroups import effects, resctrl
 from crishim.cgroups.hierarchy import Hierarchy
 from crishim.executor import podinit, userns
 from crishim.executor.lower import Privileges
@@ -131,7 +131,9 @@ class Pod:
         return [f"container {init.id.decode('utf-8', 'replace')}: {problem}" for problem in problems]
 
     def remove_cgroup(self, init: InitProcess) -> None:
-        """Remove the cgroup of a container."""
+        """Remove the cgroup of a container, and what it has of resctrl."""
+        if init.rdt is not None:
+            resctrl.remove(init.rdt["root"], init.rdt)  # type: ignore[arg-type]
         if init.cgroup.endswith(".scope"):
             return  # systemd's: it would not notice that the cgroup is gone, and keep the unit
         try:

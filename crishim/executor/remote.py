@@ -213,6 +213,7 @@ class Monitor:
             "log": container["log"],
             "stdin_once": spec.stdin_once,
             "hooks": container["hooks"],
+            "rdt": container["rdt"],
             "spec": wire.encode(container),  # for the starter: the monitor itself does not look
         }
         message = await self._request(wire.START_CONTAINER, body, [fd for _, fd in named])

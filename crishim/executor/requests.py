@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from crishim.model.exit import ExitRecord
 from crishim.model.id_mapping import IdMapping
-from crishim.model.process import NamespaceKind, ProcessSpec
+from crishim.model.process import IntelRdt, NamespaceKind, ProcessSpec
 
 _SHM_BYTES = 64 << 20
 
@@ -66,7 +66,7 @@ class ExecSpec:
     container's cgroup; leaf: "exec.0", a leaf of it that the caller made, or "" for the container's own cgroup or what
     the process asks for below it (`sub_cgroup_paths`).
     stdin, stdout, stderr: descriptors, None is the container's /dev/null. bundle, annotations: of the container, for a
-    seccomp listener.
+    seccomp listener. intel_rdt: of the container.
     """
 
     container_id: str
@@ -80,6 +80,7 @@ class ExecSpec:
     stderr: int | None = None
     bundle: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
+    intel_rdt: IntelRdt | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from _socket import (
     socketpair,
 )
 
-from crishim.cgroups import effects
+from crishim.cgroups import effects, resctrl
 from crishim.cgroups.delegation import delegate
 from crishim.cgroups.planned import CgroupPlan
 from crishim.executor import birth, child, hook_runner, net_devices, plan, prepare, scheduling, sentences, wire
@@ -154,7 +154,7 @@ def _open_sources(pod: Pod, container: dict[str, object], opened: Opened) -> Non
         roles[b"root"] = prepare.open_root(container["rootfs"], pod.seed, user, label)  # type: ignore[arg-type]
     except OSError as error:
         raise StepFailed(f"mounting the root file system: {os.strerror(error.errno or 0).lower()}") from None
-    files = effects.task_files(pod.hierarchy, cgroup)
+    files = effects.task_files(pod.hierarchy, cgroup) + _rdt_files(container)
     if container["process"]["initial_affinity"]:  # type: ignore[index]
         files += effects.birth_files(pod.hierarchy, cgroup)
     for index, path in enumerate(files):
@@ -166,6 +166,19 @@ def _open_sources(pod: Pod, container: dict[str, object], opened: Opened) -> Non
     if user >= 0:
         prepare.open_devices(container, opened)
         prepare.open_kernel_views(opened)
+
+
+def _rdt_files(container: dict[str, object]) -> list[bytes]:
+    """Make the container's class of service; what its process joins of it."""
+    rdt = container.get("rdt")  # a server of an earlier version does not say it
+    if rdt is None:
+        return []
+    assert isinstance(rdt, dict)
+    try:
+        resctrl.create(rdt["root"], rdt)
+    except OSError as error:
+        raise StepFailed(f'intel_rdt.clos_id "{rdt["group"]}": {error.strerror or error}') from None
+    return resctrl.task_files(rdt["root"], rdt)
 
 
 def _open_user_namespace(pod: Pod, container: dict[str, object], opened: Opened) -> int:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from crishim.cgroups import resctrl
 from crishim.cgroups.hierarchy import Hierarchy
 from crishim.cgroups.plan import plan as cgroup_plan
-from crishim.errors import InvalidSpec
+from crishim.errors import InvalidSpec, Unsupported
 from crishim.executor import tables
 from crishim.executor.listener_values import seccomp_flags
 from crishim.linux import selinux
@@ -20,6 +21,7 @@ from crishim.model.process import (
     PROC_FILES,
     ContainerSpec,
     CpuAffinity,
+    IntelRdt,
     MemoryPolicy,
     MountSpec,
     Namespace,
@@ -96,6 +98,7 @@ def container_value(spec: ContainerSpec, hierarchy: Hierarchy) -> dict[str, obje
         "mount_label": _label("mount_label", spec.mount_label),
         "directories": [_normal(f"directories[{index}]", path) for index, path in enumerate(spec.directories)],
         "net_devices": _net_devices(spec),
+        "rdt": rdt_value(spec.intel_rdt, spec.id),
         "hooks": None,  # `hook_values.py` makes them, of who knows where they run
     }
 
@@ -106,6 +109,24 @@ def _net_devices(spec: ContainerSpec) -> list[list[bytes]]:
         if inside in [other for _, other in pairs[:index]]:
             raise InvalidSpec(f"net_devices: {os.fsdecode(inside)!r} would be the name of two devices")
     return pairs
+
+
+def rdt_value(rdt: IntelRdt | None, container_id: str) -> dict[str, object] | None:
+    """Of `cgroups.resctrl`, with its mount point as "root". InvalidSpec and Unsupported name the field."""
+    if rdt is None:
+        return None
+    name = rdt.clos_id or container_id
+    if "/" in name or "\0" in name or "\n" in name or name in (".", "..", "info", "mon_groups", "mon_data"):
+        raise InvalidSpec(f"intel_rdt.clos_id: {name!r} cannot be the name of a class of service")
+    for line in rdt.schemata:
+        if ":" not in line or "\n" in line or "\0" in line:
+            raise InvalidSpec(f"intel_rdt.schemata: {line!r} is not a line like 'L3:0=f'")
+    root = resctrl.find()
+    if not root:
+        raise Unsupported("intel_rdt: resctrl is not mounted on this node")
+    monitor = container_id if rdt.monitoring else ""
+    own = not rdt.clos_id
+    return {"root": root, "group": name, "own": own, "schemata": list(rdt.schemata), "monitor": monitor}
 
 
 def _device_name(name: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from crishim.model.hook import Hooks
+from crishim.model.process import IntelRdt
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class ContainerEdits:
     additional_groups: tuple[int, ...] = ()
     #: (name on the host, name inside)
     net_devices: tuple[tuple[str, str], ...] = ()
+    intel_rdt: IntelRdt | None = None
 
     def __add__(self, other: ContainerEdits) -> ContainerEdits:
         return ContainerEdits(
@@ -51,6 +53,7 @@ class ContainerEdits:
             self.hooks + other.hooks,
             self.additional_groups + other.additional_groups,
             self.net_devices + other.net_devices,
+            other.intel_rdt or self.intel_rdt,
         )
 
 

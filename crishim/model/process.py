@@ -308,6 +308,18 @@ class CgroupSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class IntelRdt:
+    """A class of service of resctrl (OCI's linux.intelRdt). clos_id: its name, "" is one of the container's own.
+
+    schemata: its lines ("L3:0=f;1=f0", "MB:0=50"); monitoring: the container has a monitoring group.
+    """
+
+    clos_id: str = ""
+    schemata: tuple[str, ...] = ()
+    monitoring: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ClockOffset:
     """What is added to a clock in a time namespace of the container's own (time_namespaces(7)); may be negative."""
 
@@ -346,6 +358,7 @@ class ContainerSpec:
     directories: tuple[str, ...] = ()
     #: network devices of the host that the container gets while it lives, to their names inside ("" is the same)
     net_devices: Mapping[str, str] = field(default_factory=dict)
+    intel_rdt: IntelRdt | None = None
     hooks: Hooks = Hooks()
     #: what hooks are told of the container: its annotations, and a directory with `config.json`
     annotations: Mapping[str, str] = field(default_factory=dict)

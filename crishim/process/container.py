@@ -170,6 +170,7 @@ class Container:
             stderr=stderr,
             bundle=self._bundle,
             annotations=self.spec.annotations,
+            intel_rdt=self.spec.intel_rdt,
         )
         check_exec(process.spec)
         started = await running_engine().executor.exec(spec)

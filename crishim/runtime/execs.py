@@ -123,6 +123,7 @@ class Execs:
             stderr=capture.stderr,
             bundle=container.spec.bundle,
             annotations=container.spec.annotations,
+            intel_rdt=container.spec.intel_rdt,
         )
         process = await self._executor.exec(spec)
         capture.hand_over()

@@ -48,6 +48,7 @@ def edited(spec: ContainerSpec, edits: ContainerEdits, look: Callable[[CdiNode],
         cgroup=replace(spec.cgroup, devices=tuple(rules)),
         mounts=_mounts(spec.mounts, [_mount(mount) for mount in edits.mounts]),
         net_devices=_net_devices(spec, edits),
+        intel_rdt=edits.intel_rdt or spec.intel_rdt,
         hooks=spec.hooks + edits.hooks,
     )
 

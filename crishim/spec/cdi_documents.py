@@ -11,6 +11,7 @@ import re
 from crishim.errors import InvalidSpec, Unsupported
 from crishim.model.cdi import CdiDocument, CdiMount, CdiNode, ContainerEdits
 from crishim.model.hook import Hooks
+from crishim.model.process import IntelRdt
 from crishim.spec.hook_documents import PLACES, hook_from
 from crishim.spec.json_object import Fields
 
@@ -64,8 +65,6 @@ def _is_kind(text: str) -> bool:
 def _edits(fields: Fields | None) -> ContainerEdits:
     if fields is None:
         return ContainerEdits()
-    if fields.has("intelRdt"):
-        raise Unsupported(f"{fields.place('intelRdt')}: it is not supported")
     env = fields.texts("env")
     for entry in env:
         if not entry.partition("=")[0] or "=" not in entry:
@@ -84,9 +83,22 @@ def _edits(fields: Fields | None) -> ContainerEdits:
         hooks,
         tuple(_groups(fields)),
         tuple(_net_device(each) for each in fields.objects("netDevices")),
+        _intel_rdt(fields.inner("intelRdt")),
     )
     fields.end()
     return edits
+
+
+def _intel_rdt(fields: Fields | None) -> IntelRdt | None:
+    if fields is None:
+        return None
+    lines = [fields.text(name, "") for name in ("l3CacheSchema", "memBwSchema")]
+    monitoring = [fields.flag(name) for name in ("enableCMT", "enableMBM", "enableMonitoring")]
+    found = IntelRdt(
+        fields.text("closID", ""), (*(line for line in lines if line), *fields.texts("schemata")), any(monitoring)
+    )
+    fields.end()
+    return found
 
 
 def _net_device(fields: Fields) -> tuple[str, str]:

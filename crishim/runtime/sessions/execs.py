@@ -130,6 +130,7 @@ class ExecSessions:
                     stderr=pipes.theirs.get(STDERR),
                     bundle=container.spec.bundle,
                     annotations=container.spec.annotations,
+                    intel_rdt=container.spec.intel_rdt,
                 )
             )
             if not request.tty:

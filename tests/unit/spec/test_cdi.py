@@ -10,7 +10,7 @@ import pytest
 from crishim.errors import InvalidSpec, Unsupported
 from crishim.model.cdi import CdiMount, CdiNode, ContainerEdits
 from crishim.model.hook import Hook, Hooks
-from crishim.model.process import DeviceNode, DeviceRule, MountSpec, Propagation
+from crishim.model.process import DeviceNode, DeviceRule, IntelRdt, MountSpec, Propagation
 from crishim.spec.cdi import edited
 from crishim.spec.cdi_documents import document_from, parsed_name
 from tests.unit.spec.test_container import built
@@ -128,6 +128,8 @@ def interface(name: str, inside: str) -> dict[str, Any]:
         (with_edits(netDevices=[interface("eth1", "..")]), r"netDevices\[0\].name: '..' is not the name"),
         (with_edits(netDevices=[interface("eth1", "eth%d")]), r"netDevices\[0\].name: 'eth%d' is not the name"),
         (with_edits(netDevices=[interface("eth1", "x") | {"mtu": 1}]), r"netDevices\[0\].mtu: there is no such field"),
+        (with_edits(intelRdt={"closID": 1}), r"intelRdt.closID: 1 is not a text"),
+        (with_edits(intelRdt={"l4": ""}), r"intelRdt.l4: there is no such field"),
         (with_edits(additionalGids=[-1]), "additionalGids: .* is not a list of numbers"),
     ],
 )
@@ -139,7 +141,6 @@ def test_a_document_that_cannot_be_used_names_the_field(document: object, messag
 @pytest.mark.parametrize(
     ("edits", "message"),
     [
-        ({"intelRdt": {"closID": "x"}}, "containerEdits.intelRdt: it is not supported"),
         ({"deviceNodes": [{"path": "/dev/x", "type": "p"}]}, "'p' is not supported"),
         ({"mounts": [{"hostPath": "/a", "containerPath": "/b", "type": "tmpfs"}]}, "'tmpfs' is not supported"),
     ],
@@ -193,6 +194,15 @@ def test_network_devices_of_a_document_go_into_the_container() -> None:
     assert edited(built(), edits + edits, found).net_devices == {"eth1": "net0", "eth2": "eth2"}
     with pytest.raises(InvalidSpec, match="CDI network device 'eth1' would be 'net0' and 'net1' in the container"):
         edited(built(), edits + ContainerEdits(net_devices=(("eth1", "net1"),)), found)
+
+
+def test_the_class_of_service_of_a_document_is_the_containers() -> None:
+    schema = {"l3CacheSchema": "L3:0=f", "memBwSchema": "MB:0=50", "schemata": ["L2:0=1"], "enableCMT": True}
+    (edits,) = document_from(with_edits(intelRdt={"closID": "gold"} | schema)).devices.values()
+    made = edited(built(), ContainerEdits(intel_rdt=IntelRdt("other")) + edits + ContainerEdits(), found)
+    assert made.intel_rdt == IntelRdt("gold", ("L3:0=f", "MB:0=50", "L2:0=1"), monitoring=True)
+    (edits,) = document_from(with_edits(intelRdt={"closID": "gold", "enableMonitoring": False})).devices.values()
+    assert edits.intel_rdt == IntelRdt("gold")
 
 
 def test_a_node_belongs_to_whom_the_document_says_or_to_the_user() -> None:
