@@ -20,6 +20,9 @@ _OPAQUE = b".wh..wh..opq"
 OPAQUE_XATTR = "trusted.overlay.opaque"
 _BLOCK = 4096
 _SMALL = 4096
+#: for each entry that a layer may have: parents that are looked for. Each is looked for once, and again after a
+#: directory was replaced, so that a layer which does that all the time would keep the unpacker for hours
+_LOOKS = 4
 _SKIPPED_XATTR_ERRORS = frozenset({errno.ENOTSUP, errno.EPERM, errno.EINVAL})
 
 
@@ -42,7 +45,7 @@ class Applied:
 
 def apply_entries(stream: LayerStream, max_entries: int) -> Applied:
     """Make every entry of the stream below "/". InvalidSpec names the entry that cannot be; OSError is the disk's."""
-    layer = _Layer(stream)
+    layer = _Layer(stream, _LOOKS * max_entries)
     for count, entry in enumerate(tar.read_entries(stream)):
         # directories that a name implies count too: one name may have two thousand
         if count >= max_entries or layer.applied.inodes > max_entries:
@@ -58,8 +61,9 @@ def apply_entries(stream: LayerStream, max_entries: int) -> Applied:
 
 
 class _Layer:
-    def __init__(self, stream: LayerStream) -> None:
+    def __init__(self, stream: LayerStream, max_looks: int) -> None:
         self._stream = stream
+        self._looks_left = max_looks
         self.applied = Applied()
         #: directories known to be there, so that a parent is looked up once
         self._known: set[bytes] = {b""}
@@ -206,6 +210,9 @@ class _Layer:
         while above not in self._known:
             missing.append(above)
             above, _, _ = above.rpartition(b"/")
+        self._looks_left -= len(missing)
+        if self._looks_left < 0:
+            raise InvalidSpec("the layer replaces directories by something else again and again")
         for name in reversed(missing):
             try:
                 found = os.stat(name)

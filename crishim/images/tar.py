@@ -18,6 +18,8 @@ BLOCK = 512
 #: bytes of the PAX headers and GNU long names of one entry; Go's archive/tar stops at the same size of one
 MAX_EXTENSION = 1 << 20
 MAX_SPARSE_SEGMENTS = 100_000
+#: extended attributes of one entry
+MAX_XATTRS = 512
 MAX_ID = (1 << 32) - 2
 _MAX_SIZE = 1 << 62
 _MIN_SECONDS, _MAX_SECONDS = -(1 << 31), (1 << 34) - (1 << 31) - 1  # what ext4 can keep
@@ -346,6 +348,8 @@ def _check(entry: Entry) -> None:
         raise InvalidSpec(f"the layer has a link {entry.name[:256]!r} without a target")
     if entry.kind in (HARDLINK, SYMLINK) and b"\0" in entry.link:
         raise InvalidSpec(f"the layer links {entry.name[:256]!r} to {entry.link[:256]!r}, which holds a zero byte")
+    if len(entry.xattrs) > MAX_XATTRS:
+        raise InvalidSpec(f"the layer gives {entry.name[:256]!r} more than {MAX_XATTRS} attributes")
     for key, _ in entry.xattrs:
         if b"\0" in key:
             raise InvalidSpec(

@@ -170,6 +170,19 @@ def test_t51_a_layer_is_not_unpacked_into_more_than_it_may_have(tmp_path: Path) 
     assert len(list((tmp_path / "deep").rglob("*"))) < 200
 
 
+def test_t51_a_layer_does_not_keep_the_unpacker_busy_for_ever(tmp_path: Path) -> None:
+    """The same with time: a directory is replaced by a link with each entry, so that all others are looked for anew.
+
+    Defence: how often parents may be looked for is bounded by the number of entries.
+    """
+    deep = "/".join(["d"] * 100)
+    again = [member for n in range(30) for member in (directory("x"), symlink("x", "d"), (f"{deep}/{n}", b""))]
+    reply = unpack(archive(again), tmp_path / "again", max_entries=200)
+    assert "again and again" in reply["error"] and reply["kind"] == "InvalidSpec"
+    once = [directory("x"), symlink("x", "d"), *((f"{deep}/{n}", b"") for n in range(60))]
+    assert "error" not in unpack(archive(once), tmp_path / "once", max_entries=200)
+
+
 def test_t51_a_role_has_no_more_memory_than_its_bound() -> None:
     """The same by what nobody thought of: the process that meets the image is refused more memory by the kernel."""
     code = (

@@ -208,6 +208,7 @@ def test_prefix_and_base_256_numbers_are_read() -> None:
         (extended(record(b"linkpath", b"a\0b")) + header(kind=b"2"), "to b'a.*zero byte"),
         (extended(b"a\0b", b"K") + header(kind=b"1"), "to b'a.*zero byte"),
         (extended(record(b"SCHILY.xattr.user.a\0b", b"v")) + header(), "attribute b'user.*zero byte"),
+        (extended(b"".join(record(b"SCHILY.xattr.user.%d" % n, b"v") for n in range(513))) + header(), "more than 512"),
         (b"\1" * 512, "numeric|checksum"),
         (header()[:300], "in the middle"),
     ],
