@@ -5,17 +5,13 @@ Each fault stays where it is: calls about anything else are answered, and the po
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sqlite3
 import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,82 +22,17 @@ from crishim.cri.client import Client
 from crishim.cri.client import messages as m
 from crishim.errors import CrishimError, TimedOut, Unavailable
 from tests.support.dead_mount import cannot_mount, dead_mount
-from tests.support.faults import (
-    PATIENCE_S,
-    counter,
-    monitor_of,
-    pids_of,
-    server_with_image,
-    why,
-    zygote_of,
-)
+from tests.support.fault_checks import ANSWER_S, assert_reads_are_answered, gone, in_background, under_way
+from tests.support.faults import PATIENCE_S, counter, pids_of, server_with_image, why
 from tests.support.server import NEEDS_SERVER, Server, container_config, pod_config, wait_until
 
 pytestmark = pytest.mark.skipif(not NEEDS_SERVER, reason="a server needs root, nsenter and ip")
-
-#: calls that must not be held up by a fault elsewhere are given up after this time
-ANSWER_S = 30.0
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with server_with_image(tmp_path_factory.mktemp("faults") / "node") as server:
         yield server
-
-
-def gone(server: Server, sandbox: str) -> bool:
-    return not [path for path in server.left_behind() if sandbox in path]
-
-
-def assert_reads_are_answered(server: Server, sandbox: str, container: str) -> None:
-    """Every list and status, by a client of its own."""
-    with Client(server.address) as client:
-
-        def ask(method: str, request: Any) -> Any:
-            return client.runtime(method, request, timeout_s=ANSWER_S)
-
-        assert sandbox in {each.id for each in ask("ListPodSandbox", m.ListPodSandboxRequest()).items}
-        assert container in {each.id for each in ask("ListContainers", m.ListContainersRequest()).containers}
-        ask("PodSandboxStatus", m.PodSandboxStatusRequest(pod_sandbox_id=sandbox, verbose=True))
-        ask("ContainerStatus", m.ContainerStatusRequest(container_id=container, verbose=True))
-        ask("ListContainerStats", m.ListContainerStatsRequest())
-        ask("ListPodSandboxStats", m.ListPodSandboxStatsRequest())
-        conditions = ask("Status", m.StatusRequest(verbose=True)).status.conditions
-        assert all(each.status for each in conditions)
-
-
-def under_way(server: Server) -> list[dict[str, Any]]:
-    """What `crishim stuck` shows."""
-    command = [sys.executable, "-m", "crishim", "stuck", "--json", "--address", server.address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=True)
-    found = json.loads(done.stdout)["operations"]
-    assert isinstance(found, list)
-    return found
-
-
-@contextmanager
-def in_background(call: Callable[[], object]) -> Iterator[list[CrishimError | None]]:
-    """A call that may hang; the list gets its error, or None, when it ends. It has to end before the block does."""
-    ends: list[CrishimError | None] = []
-
-    def body() -> None:
-        try:
-            call()
-        except CrishimError as error:
-            ends.append(error)
-        else:
-            ends.append(None)
-
-    caller = threading.Thread(target=body)
-    caller.start()
-    try:
-        yield ends
-    finally:
-        caller.join(PATIENCE_S)
-    assert not caller.is_alive()
-
-
-# -- processes that do not move
 
 
 @pytest.mark.parametrize("freezer", ["cgroup.freeze", "freezer.state"])
@@ -142,9 +73,6 @@ def test_an_exec_into_a_frozen_container_ends_in_time(server: Server) -> None:
 def _path(server: Server, container: str) -> str:
     directory = str(server.container_cgroups(container)[0])
     return directory[directory.index(f"{server.pods_cgroup}/") :]
-
-
-# -- a file system that does not answer
 
 
 @pytest.mark.skipif(bool(cannot_mount()), reason=cannot_mount())
@@ -215,9 +143,6 @@ def test_a_process_that_waits_for_a_dead_file_system_can_be_stopped(server: Serv
         assert server.status(container).exit_code == 137
         server.remove_pod(sandbox)
         assert gone(server, sandbox)
-
-
-# -- disks
 
 
 def test_a_full_state_directory_keeps_no_container_from_being_stopped(tmp_path: Path) -> None:
@@ -302,9 +227,6 @@ def test_a_log_directory_that_cannot_be_written_is_said(server: Server, tmp_path
         subprocess.run(["umount", "-l", place], check=True)
 
 
-# -- cgroups
-
-
 def test_a_pod_whose_cgroup_was_removed_starts_again_or_says_so(server: Server) -> None:
     hierarchy = detect()
     parent = f"/crishim-test-{server.instance}"
@@ -325,132 +247,6 @@ def test_a_pod_whose_cgroup_was_removed_starts_again_or_says_so(server: Server) 
         assert gone(server, sandbox)
     finally:
         assert effects.remove(hierarchy, parent)
-
-
-# -- processes of ours
-
-
-def test_execs_go_on_after_a_zygote_was_killed_under_load(server: Server) -> None:
-    sandbox, pod = server.run_pod("load")
-    container = server.started(sandbox, pod)
-    stop = threading.Event()
-    answers: list[int] = []
-    wrong: list[CrishimError] = []
-
-    def load() -> None:
-        with Client(server.address) as client:
-            while not stop.is_set():
-                request = m.ExecSyncRequest(container_id=container, cmd=["sh", "-c", "exit 7"], timeout=60)
-                try:
-                    answers.append(client.runtime("ExecSync", request).exit_code)
-                except Unavailable:
-                    continue  # killed with its zygote, as it is said
-                except CrishimError as error:
-                    wrong.append(error)
-
-    callers = [threading.Thread(target=load) for _ in range(4)]
-    for caller in callers:
-        caller.start()
-    try:
-        for _ in range(3):
-            known, zygote = len(answers), zygote_of(server)
-            assert zygote is not None
-            wait_until(lambda: len(answers) > known + 5 or wrong, "answers", PATIENCE_S)  # noqa: B023
-            os.kill(zygote, signal.SIGKILL)
-            wait_until(lambda: zygote_of(server) not in (None, zygote), "a new zygote", PATIENCE_S)  # noqa: B023
-        known = len(answers)
-        wait_until(lambda: len(answers) > known + 5 or wrong, "answers of the last zygote", PATIENCE_S)
-    finally:
-        stop.set()
-        for caller in callers:
-            caller.join(PATIENCE_S)
-    assert not wrong and set(answers) == {7}
-    assert server.status(container).state == m.CONTAINER_RUNNING
-    wait_until(lambda: len(pids_of(server, container)) == 1, "nothing of the execs", PATIENCE_S)
-    server.remove_pod(sandbox)
-    assert gone(server, sandbox)
-
-
-def test_a_pod_whose_monitor_was_killed_is_ended_and_says_why(server: Server) -> None:
-    sandbox, pod = server.run_pod("unwatched")
-    other, other_pod = server.run_pod("watched")
-    container = server.started(sandbox, pod, "sh", "-c", "sleep 1000 & sleep 1000", name="main")
-    created = server.create(sandbox, pod, name="created")
-    untouched = server.started(other, other_pod)
-    processes = pids_of(server, container)
-    os.kill(monitor_of(server, sandbox), signal.SIGKILL)
-    status = server.exited(container)
-    assert (status.exit_code, status.reason) == (137, "Error") and "monitor" in status.message
-    request = m.PodSandboxStatusRequest(pod_sandbox_id=sandbox)
-    wait_until(
-        lambda: server.client.runtime("PodSandboxStatus", request).status.state == m.SANDBOX_NOTREADY,
-        "a pod that is not ready",
-        PATIENCE_S,
-    )
-    assert not [pid for pid in processes if Path(f"/proc/{pid}/exe").exists()]
-    with pytest.raises(CrishimError):
-        server.start_container(created)
-    assert server.status(untouched).state == m.CONTAINER_RUNNING
-    server.stop_pod(sandbox)
-    server.remove_pod(sandbox)
-    assert gone(server, sandbox)
-    server.remove_pod(other)
-
-
-def test_a_frozen_monitor_holds_up_no_call_for_ever_and_ends_with_its_pod(server: Server) -> None:
-    sandbox, pod = server.run_pod("frozenmonitor")
-    container = server.started(sandbox, pod)
-    created = server.create(sandbox, pod, name="created")
-    monitor = monitor_of(server, sandbox)
-    os.kill(monitor, signal.SIGSTOP)
-    try:
-        with pytest.raises(Unavailable, match="does not answer"):
-            reopen = m.ReopenContainerLogRequest(container_id=container)
-            server.client.runtime("ReopenContainerLog", reopen, timeout_s=ANSWER_S)
-        start = m.StartContainerRequest(container_id=created)
-        with Client(server.address) as client, in_background(lambda: client.runtime("StartContainer", start)) as ends:
-            wait_until(lambda: under_way(server), "the start", PATIENCE_S)
-            server.stop(container, timeout=0)
-            assert server.status(container).state == m.CONTAINER_EXITED
-            with pytest.raises(Unavailable, match="does not answer"):
-                remove = m.RemoveContainerRequest(container_id=container)
-                server.client.runtime("RemoveContainer", remove, timeout_s=ANSWER_S)
-            server.stop_pod(sandbox)
-        assert isinstance(ends[0], Unavailable)
-    finally:
-        if monitor in server.monitors():
-            os.kill(monitor, signal.SIGCONT)
-    assert monitor not in server.monitors()
-    server.remove_pod(sandbox)
-    assert gone(server, sandbox)
-
-
-def test_an_exec_that_is_cancelled_while_it_starts_leaves_nothing(server: Server) -> None:
-    """The zygote starts it after the call has gone, and it has children before the server hears of it."""
-    sandbox, pod = server.run_pod("cancelled")
-    container = server.started(sandbox, pod)
-    zygote = wait_until(lambda: zygote_of(server), "a zygote", PATIENCE_S)
-    assert zygote is not None and server.process is not None
-    request = m.ExecSyncRequest(
-        container_id=container, cmd=["sh", "-c", "setsid sleep 1000 & exec sleep 1000"], timeout=100
-    )
-    os.kill(zygote, signal.SIGSTOP)
-    try:
-        call = server.client._runtime.ExecSync.future(request)
-        wait_until(lambda: under_way(server), "the exec", PATIENCE_S)
-        call.cancel()
-        server.client.runtime("Version", m.VersionRequest())  # on the same connection: what was sent before has arrived
-        os.kill(server.process.pid, signal.SIGSTOP)
-        os.kill(zygote, signal.SIGCONT)
-        wait_until(lambda: len(pids_of(server, container)) == 3, "its children", PATIENCE_S)
-    finally:
-        os.kill(zygote, signal.SIGCONT)
-        os.kill(server.process.pid, signal.SIGCONT)
-    wait_until(lambda: len(pids_of(server, container)) == 1, "its end", PATIENCE_S)
-    server.remove_pod(sandbox)
-
-
-# -- network
 
 
 def test_a_network_whose_rules_somebody_deleted_is_taken_down_all_the_same(server: Server) -> None:
@@ -483,9 +279,6 @@ def test_a_network_that_cannot_be_released_is_told_and_the_next_stop_ends_it(ser
     server.stop_pod(sandbox)
     server.remove_pod(sandbox)
     assert gone(server, sandbox)
-
-
-# -- execs that do not want to end
 
 
 def test_nothing_of_a_timed_out_exec_is_left_and_the_answer_does_not_wait(server: Server) -> None:
