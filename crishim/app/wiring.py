@@ -41,6 +41,7 @@ from crishim.runtime.helper import Helper
 from crishim.runtime.live import Live
 from crishim.runtime.operations import Operations
 from crishim.runtime.places import Places
+from crishim.runtime.relabel import label_layers
 from crishim.runtime.selinux import SELinux
 from crishim.runtime.settings import Settings
 from crishim.runtime.units import Units
@@ -120,6 +121,7 @@ class Server:
         await self._listen()
         self._executor.on_zygote_lost = lambda: logger.error("the zygote died, and its execs with it; a new one starts")
         await self._executor.open()
+        await self._label_layers()
         self._settings.no_user_namespaces = await why_no_user_namespaces(
             self._executor, self._settings.root_dir, self._settings.state_dir
         )
@@ -137,6 +139,14 @@ class Server:
         )
         self._operations.spawn(self._use_cases.garbage.run(), "checks for leftovers")
         self._starting = None
+
+    async def _label_layers(self) -> None:
+        if not self._selinux.layers:
+            return
+        try:
+            await label_layers(self._executor, str(self._config.server.root / "layers"), self._selinux.layers)
+        except CrishimError as error:
+            logger.error("containers may be unable to run their programs: %s", error)
 
     def reload_later(self, reread: Callable[[], Config]) -> None:
         """Take over the configuration that `reread` (blocking) brings; a wrong one changes nothing, and is logged."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
-from crishim.errors import InvalidSpec, TimedOut
+from crishim.errors import InvalidSpec, TimedOut, Unavailable
 from crishim.model.container import ContainerConfig
 from crishim.model.process import ContainerSpec
 from crishim.runtime.executor import Executor
@@ -25,6 +26,34 @@ TREES = (
     "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/sbin", "/sys", "/usr",
     "/var/lib/containerd", "/var/lib/containers", "/var/lib/docker",
 )  # fmt: skip
+
+
+async def label_layers(executor: Executor, directory: str, label: str) -> None:
+    """Give image layers a context that every container may read, once; layers to come have that of their directory.
+
+    The context of an overlay's mount does not stand for everything: mprotect(2) of a mapped file asks for the file on
+    the disk below it, and programs that protect their relocations would not start. Unavailable when it cannot be done.
+    """
+    try:
+        with suppress(OSError):
+            if os.getxattr(directory, "security.selinux").rstrip(b"\0") == label.encode():
+                return
+        paths = [os.path.join(directory, name) for name in os.listdir(directory)]
+        if paths:
+            request: dict[str, object] = {
+                "paths": [os.fsencode(path) for path in paths],
+                "ours": [True] * len(paths),
+                "label": label.encode(),
+                "exact": [],
+                "trees": [],
+                "make": False,
+            }
+            answer = await executor.run_role(RELABEL_ROLE, request, timeout_s=_RELABEL_S)
+            if "index" in answer:
+                raise Unavailable(f"{os.fsdecode(answer['path'])!r} cannot be labelled")  # type: ignore[arg-type]
+        os.setxattr(directory, "security.selinux", label.encode())  # last: it says that all is done
+    except OSError as error:
+        raise Unavailable(f"{directory!r} cannot be labelled: {os.strerror(error.errno or 0).lower()}") from None
 
 
 async def relabel(

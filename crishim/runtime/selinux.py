@@ -52,6 +52,8 @@ class SELinux:
         self.problem = ""
         #: None: containers get none
         self.defaults: DefaultLabels | None = None
+        #: context of image layers on the disk, which every container may read and execute
+        self.layers = ""
         self._mode = mode
         self._selinuxfs = selinuxfs
         self._etc = etc
@@ -78,6 +80,7 @@ class SELinux:
             named = self._named()
             process = parse(named.get("process", "system_u:system_r:container_t:s0"))
             file = parse(named.get("file", "system_u:object_r:container_file_t:s0"))
+            layers = parse(named.get("ro_file", "system_u:object_r:container_ro_file_t:s0"))
             if (self._selinuxfs / "mls").read_text().strip() == "0":
                 process, file = replace(process, level=""), replace(file, level="")
         except (OSError, InvalidSpec) as error:
@@ -90,6 +93,8 @@ class SELinux:
                     f"the policy has no context {context} (install the policy of containers, container-selinux)"
                 )
                 return
+        layers = replace(layers, level=file.level and base)
+        self.layers = str(replace(file, level=layers.level) if self._why_refused(str(layers)) else layers)
         privileged = replace(process, type="spc_t", level=base)
         self.defaults = DefaultLabels(process, file, None if self._why_refused(str(privileged)) else privileged)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 SELINUXFS = Path("/sys/fs/selinux")
 SOURCE = Path(__file__).parent / "on_node/containers.cil"
-#: on the command line of the kernel: this module instead of AppArmor
-BOOT = ("security=selinux", "selinux=1")
+#: on the command line of the kernel: this module instead of AppArmor, and what it denies in the kernel's log
+BOOT = ("security=selinux", "selinux=1", "audit=1")
 _CATEGORIES = 1024
+#: which the containers of a user namespace have from the host
+_DEVICES = ("full", "null", "random", "tty", "urandom", "zero")
 
 
 def source() -> str:
@@ -29,4 +32,6 @@ def load(directory: Path) -> None:
         subprocess.run(["mount", "-t", "selinuxfs", "selinuxfs", str(SELINUXFS)], check=True)
     with open(SELINUXFS / "load", "wb", buffering=0) as file:
         file.write(binary.read_bytes())
+    for name in _DEVICES:
+        os.setxattr(f"/dev/{name}", "security.selinux", b"system_u:object_r:null_t:s0")
     (SELINUXFS / "enforce").write_text("1")

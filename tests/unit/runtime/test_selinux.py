@@ -88,6 +88,15 @@ def test_without_that_file_the_names_of_container_selinux_are_taken(tmp_path: Pa
     assert str(found.defaults.file) == "system_u:object_r:container_file_t:s0"
 
 
+def test_layers_have_the_policys_type_for_what_every_container_may_read(tmp_path: Path) -> None:
+    assert prepared(tmp_path).layers == "system_u:object_r:container_ro_file_t:s0"
+
+
+def test_without_such_a_type_layers_have_that_of_files_and_no_categories(tmp_path: Path) -> None:
+    found = prepared(tmp_path, refused=lambda context: "no" if "ro_file" in context else "")
+    assert found.layers == "system_u:object_r:container_file_t:s0"
+
+
 def test_a_policy_without_levels_has_contexts_without_them(tmp_path: Path) -> None:
     found = prepared(tmp_path, mls="0")
     with found.labelled(SANDBOX, list) as sandbox:
