@@ -27,7 +27,7 @@ SUBSET = (
 )
 PROGRAMS = ("qemu-system-x86_64", "debootstrap", "mke2fs")
 _NEEDED_BYTES = 4 << 30
-_NODE_S = 900
+_NODE_S = 1200
 #: a reset, not a shutdown: what was not written is lost, as when the power fails
 _REBOOTED = """
 export CRISHIM_TEST_PATIENCE=10
