@@ -123,7 +123,7 @@ class Node:
         """Runs a command in the node and returns its output; a failure tells what the command said."""
         enter = ["nsenter", "-t", str(self.init_pid), "-m", "-n", "-p", "-u", "-i", "--wd=/", "--"]
         command = [*enter, *(str(word) for word in argv)]
-        ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+        ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120 * PATIENCE)
         if check and ended.returncode != 0:
             raise RuntimeError(f"{' '.join(command)} ended with {ended.returncode}: {ended.stderr or ended.stdout}")
         return ended
