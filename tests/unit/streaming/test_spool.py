@@ -56,7 +56,7 @@ def test_a_full_spool_has_room_again_when_half_of_it_was_taken() -> None:
 def test_the_file_of_a_long_transfer_is_no_larger_than_twice_what_may_wait() -> None:
     async def run() -> None:
         spool = Spool(memory_bytes=1000, file_bytes=200_000)
-        sent, taken, sizes = b"", b"", []
+        sent, taken, sizes = bytearray(), bytearray(), []
         for number in range(400):
             while not spool.is_full and len(sent) - len(taken) < 150_000:  # a reader that is always behind
                 piece = bytes([number % 256]) * 20_000
