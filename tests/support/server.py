@@ -274,9 +274,9 @@ class Server:
         return sorted(path for tree in cgroup_directories(self.pods_cgroup) for path in tree.glob(f"*/{name}"))
 
     def monitors(self) -> list[int]:
-        """Pids of this instance's monitors."""
-        pids = effects.pids(detect(), self.monitors_cgroup)
-        return [pid for pid in pids if _name(pid) == "crishim-monitor"]
+        """Pids of this instance's monitors, but not of their children: a starter ends a moment after its answer."""
+        named = [pid for pid in effects.pids(detect(), self.monitors_cgroup) if _name(pid) == "crishim-monitor"]
+        return [pid for pid in named if _parent(pid) not in named]
 
     def pretend_reboot(self) -> None:
         """Of a server that does not run: the monitors die, and every record is one of another boot."""
@@ -303,6 +303,14 @@ def cgroup_directories(path: str) -> list[Path]:
 def _removed(hierarchy: Hierarchy, path: str) -> bool:
     effects.kill(hierarchy, path)
     return effects.remove(hierarchy, path)
+
+
+def _parent(pid: int) -> int:
+    """0 for a process that is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def _name(pid: int) -> str:
