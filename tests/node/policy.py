@@ -8,8 +8,8 @@ from pathlib import Path
 
 SELINUXFS = Path("/sys/fs/selinux")
 SOURCE = Path(__file__).parent / "on_node/containers.cil"
-#: on the command line of the kernel: this module instead of AppArmor, and what it denies in the kernel's log
-BOOT = ("security=selinux", "selinux=1", "audit=1")
+#: on the command line of the kernel: this module instead of AppArmor
+BOOT = ("security=selinux", "selinux=1")
 _CATEGORIES = 1024
 #: which the containers of a user namespace have from the host
 _DEVICES = ("full", "null", "random", "tty", "urandom", "zero")
