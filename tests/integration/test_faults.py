@@ -145,6 +145,13 @@ def test_a_process_that_waits_for_a_dead_file_system_can_be_stopped(server: Serv
         assert gone(server, sandbox)
 
 
+def fill(ballast: Path) -> None:
+    """Until its file system has no page left."""
+    with open(ballast, "ab", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(4096))
+
+
 def test_a_full_state_directory_keeps_no_container_from_being_stopped(tmp_path: Path) -> None:
     node = tmp_path / "node"
     state = node / "state"
@@ -155,14 +162,14 @@ def test_a_full_state_directory_keeps_no_container_from_being_stopped(tmp_path: 
             sandbox, pod = server.run_pod("fullstate")
             stopped = server.started(sandbox, pod, "sleep", "1000", name="stopped")
             killed = server.started(sandbox, pod, "sleep", "1000", name="killed")
-            with open(state / "ballast", "wb", buffering=0) as ballast, pytest.raises(OSError, match="No space left"):
-                while True:
-                    ballast.write(bytes(4096))
+            (pid,) = pids_of(server, killed)
+            fill(state / "ballast")
             with pytest.raises(CrishimError, match=r"cannot be (written|made)"):
                 server.run_pod("more")
+            fill(state / "ballast")  # a record that replaced another meanwhile, or was taken back, has left room
             with pytest.raises(Unavailable):
                 server.stop(stopped, timeout=0)
-            (pid,) = pids_of(server, killed)
+            fill(state / "ballast")
             os.kill(pid, signal.SIGKILL)
             wait_until(lambda: not pids_of(server, stopped) | pids_of(server, killed), "their end", PATIENCE_S)
             assert server.status(killed).state == m.CONTAINER_RUNNING

@@ -48,7 +48,7 @@ class ProcessSession:
         args = ("setsid", "-c", *request.args) if request.tty else request.args
         # a process group of its own, so that what a shell forked goes with it; setsid(1) would fork as a group's leader
         group = {} if request.tty else {"setpgroup": 0}
-        self.pid = os.posix_spawnp(args[0], args, os.environ, file_actions=actions, setsigdef=[signal.SIGPIPE], **group)
+        self.pid = os.posix_spawnp(args[0], args, os.environ, file_actions=actions, setsigdef=range(1, 32), **group)
         for fd in set(theirs.values()):
             os.close(fd)
         self._ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
