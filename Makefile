@@ -85,6 +85,7 @@ soak: dev-venv packages ## long faults and repeated end-to-end runs (MINUTES=30)
 	$(BIN)/python -m tests.e2e.critest
 	@packaging/install-packages $(NODE_PACKAGES)
 	$(BIN)/python -m tests.node --tool critest --tool ginkgo --command "CRISHIM_TEST_PATIENCE=10 python3 -m tests.e2e.critest"
+	$(BIN)/python -m tests.node --driver systemd tests/integration/executor
 	CRISHIM_REASON_RUNS=20 CRISHIM_LEAK_CYCLES=2000 CRISHIM_LEAK_EXECS=20000 $(BIN)/python -m pytest --timeout 7200 \
 		tests/integration/test_reasons.py tests/integration/test_leaks.py
 	CRISHIM_FUZZ_EXAMPLES=500 CRISHIM_KILL_POINTS=200 $(BIN)/python -m pytest --timeout 7200 \
